@@ -1,0 +1,132 @@
+"""Build the C++ runtime of `simulator/csrc`, and libraries of custom ops, with plain g++.
+
+Everything is cached under `build/simulator/<hash of the sources>`, so the first call takes a minute and later
+calls take milliseconds. CMake users have `simulator/csrc/CMakeLists.txt`, which builds the same thing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import subprocess
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
+INCLUDE = CSRC / "include"
+RUNTIME_NAME = "libbert_ipu_popemu.so"
+SDK_LIBRARIES = ("popart", "poplar", "popops", "poplin", "popnn", "poputil", "poprand", "popsparse")
+WARNINGS = ("-Wall", "-Wextra", "-Werror")
+RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", *WARNINGS)
+CODELET_COMPILER_VARIABLE = "BERT_IPU_CXX"
+CACHE_VARIABLE = "BERT_IPU_BUILD_DIR"
+
+
+class BuildError(RuntimeError):
+    """A compiler refused a source; the message is what the compiler said."""
+
+
+def compiler() -> str:
+    """Path of the C++ compiler; raises BuildError when there is none."""
+    name = os.environ.get(CODELET_COMPILER_VARIABLE, "g++")
+    path = shutil.which(name)
+    if path is None:
+        raise BuildError(
+            f"custom ops need a C++ compiler, and {name!r} is not on PATH; "
+            f"install g++ 12 or newer, or name one in {CODELET_COMPILER_VARIABLE}"
+        )
+    return path
+
+
+def cache_root() -> Path:
+    """The folder builds are cached in: $BERT_IPU_BUILD_DIR, or build/simulator in the checkout."""
+    override = os.environ.get(CACHE_VARIABLE)
+    return Path(override) if override else CSRC.parents[2] / "build" / "simulator"
+
+
+def build_runtime(flags: Sequence[str] = (), jobs: int | None = None) -> Path:
+    """Build the runtime once per version of its sources and return the library's path.
+
+    `flags` are added to every compile and to the link, e.g. `-fsanitize=address`.
+    The folder of the result also holds libpopart.so, libpoplar.so, ..., so it can stand behind an upstream `-L`.
+    Raises BuildError with the compiler's words.
+    """
+    sources = sorted((CSRC / "src").glob("*.cpp"))
+    folder = cache_root() / _digest([*sources, *_headers()], [*RUNTIME_FLAGS, *flags])
+    library = folder / RUNTIME_NAME
+    if library.exists():
+        return library
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
+        objects = list(pool.map(lambda source: _compile_object(source, folder, flags), sources))
+    link = [compiler(), "-shared", *flags, *map(str, objects), "-ldl", "-Wl,--no-undefined", f"-Wl,-soname,{RUNTIME_NAME}"]
+    for name in SDK_LIBRARIES:
+        _write_atomically(folder / f"lib{name}.so", f"INPUT({RUNTIME_NAME})\n")
+    _run_into(link, library)
+    return library
+
+
+def compile_library(
+    sources: Sequence[Path],
+    output: Path | None = None,
+    *,
+    flags: Sequence[str] = ("-std=c++14",),
+    runtime_flags: Sequence[str] = (),
+) -> Path:
+    """Compile custom-op sources to one shared library, as an SDK user's g++ line would, and return its path.
+
+    Without `output` the library is cached by the hash of its sources and of the folders they lie in.
+    Raises BuildError with the compiler's words.
+    """
+    runtime = build_runtime(runtime_flags)
+    folder = runtime.parent
+    if output is None:
+        neighbours = sorted({p for s in sources for p in s.parent.iterdir() if p.suffix in {".cpp", ".hpp", ".h"}})
+        stem = sources[0].stem
+        output = folder / "ops" / _digest(neighbours, [*map(str, sources), *flags]) / f"lib{stem}.so"
+    if output.exists():
+        return output
+    output.parent.mkdir(parents=True, exist_ok=True)
+    libraries = [f"-l{name}" for name in ("popart", "poplar", "poplin", "popnn", "popops", "poputil", "poprand")]
+    command = [compiler(), *flags, *runtime_flags, "-O2", "-fPIC", "-shared", *map(str, sources)]
+    command += [f"-I{INCLUDE}", f"-L{folder}", f"-Wl,-rpath,{folder}", *libraries]
+    _run_into(command, output)
+    return output
+
+
+def _headers() -> list[Path]:
+    return sorted(p for folder in (INCLUDE, CSRC / "src") for p in folder.rglob("*.h*"))
+
+
+def _compile_object(source: Path, folder: Path, flags: Sequence[str]) -> Path:
+    target = folder / f"{source.stem}.o"
+    command = [compiler(), *RUNTIME_FLAGS, *flags, f"-I{INCLUDE}", f"-I{CSRC / 'src'}", "-c", str(source)]
+    _run_into(command, target)
+    return target
+
+
+def _run_into(command: list[str], target: Path) -> None:
+    """Run a compiler that writes `target`, which appears whole or not at all."""
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.part")
+    result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        temporary.unlink(missing_ok=True)
+        raise BuildError(f"{' '.join(command)}\n{result.stderr.strip()}")
+    temporary.rename(target)
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def _digest(files: Iterable[Path], words: Iterable[str]) -> str:
+    digest = hashlib.sha256(compiler().encode())
+    for word in words:
+        digest.update(word.encode() + b"\0")
+    for file in files:
+        digest.update(file.name.encode() + b"\0" + file.read_bytes())
+    return digest.hexdigest()[:16]
