@@ -7,6 +7,7 @@ M masked positions of a row, P sequences in a row (packing; 1 where nothing is p
 A row holds one sequence or a pack of up to P of them.  One layout serves both: an unpacked row
 is a pack of one.  All integer tensors are int32, the only integer width of the IPU.
 """
+
 from __future__ import annotations
 
 from typing import NamedTuple

@@ -1,0 +1,39 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+SHELL := /bin/bash
+
+.PHONY: help setup native demo test lint test-slow bench clean
+
+help:  ## what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+setup: $(VENV)/.ready native  ## the virtual environment and the C++ parts
+
+$(VENV)/.ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+native: $(VENV)/.ready
+	@$(PY) -m bert_ipu.simulator.native
+
+demo: setup  ## prepare the sample, pretrain to 99%, fine-tune, answer a question
+	$(PY) -m demo
+
+test: setup lint  ## everything that is not slow
+	$(PY) -m pytest -n 2
+
+lint: $(VENV)/.ready  ## style, types and formatting
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+test-slow: setup  ## the long checks
+	$(PY) -m pytest -m slow --timeout 3600
+
+bench: setup  ## the numbers of docs/results.md that concern speed
+	$(PY) bench/simulator_speed.py
+
+clean:
+	rm -rf build $(VENV)

@@ -1,0 +1,29 @@
+"""What all tests share: where the real data lies, and that CI never skips for want of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("BERT_IPU_SHARED", REPOSITORY.parent / "shared"))
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of this checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data files beside the checkout; skips where it is absent, fails in CI."""
+    folder = SHARED / "data"
+    if folder.is_dir():
+        return folder
+    reason = f"real data not found at {folder}; set BERT_IPU_SHARED to the folder that holds data/"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
