@@ -1,4 +1,5 @@
 """The mistakes a user can make: each message says what was given, what is allowed and what to change."""
+
 from __future__ import annotations
 
 
