@@ -12,7 +12,7 @@ from typing import Dict, List, NamedTuple, Optional
 
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from .errors import DataError
+from bert_ipu.errors import DataError
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
@@ -39,8 +39,8 @@ def load_tokenizer(vocab_file: Path, vocab_size: Optional[int] = None, lowercase
     vocab = read_vocab(vocab_file)
     if vocab_size is not None and len(vocab) > vocab_size:
         raise DataError(
-            f"{vocab_file} has {len(vocab):,} tokens, the model has {vocab_size:,} embeddings (model.vocab_size). "
-            f"The model needs one for each token: set model.vocab_size to {len(vocab)} or more, "
+            f"{vocab_file} has {len(vocab):,} tokens, the model has {vocab_size:,} embeddings "
+            f"(model.vocab_size). It needs one for each token: set model.vocab_size to {len(vocab)} or more, "
             "or take the vocabulary the model was trained with."
         )
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
@@ -52,7 +52,8 @@ def load_tokenizer(vocab_file: Path, vocab_size: Optional[int] = None, lowercase
 
 def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK] in a tokenizer made by `load_tokenizer`."""
-    return SpecialTokens(*(tokenizer.token_to_id(token) for token in SPECIAL_TOKENS))
+    vocab = tokenizer.get_vocab()
+    return SpecialTokens(*(vocab[token] for token in SPECIAL_TOKENS))
 
 
 def read_vocab(vocab_file: Path) -> Dict[str, int]:
@@ -61,15 +62,15 @@ def read_vocab(vocab_file: Path) -> Dict[str, int]:
         text = Path(vocab_file).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise DataError(
-            f"There is no vocabulary {vocab_file}. It is the vocab.txt of a BERT checkpoint, one token a line; "
-            "data/sample/vocab.txt is a small one."
+            f"There is no vocabulary {vocab_file}. It is the vocab.txt of a BERT checkpoint, "
+            "one token a line; data/sample/vocab.txt is a small one."
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"{vocab_file} cannot be read as a vocabulary: {error}. "
             "It must be a UTF-8 text file with one token a line."
         ) from error
-    # Only "\n" ends a line: str.splitlines would also split at characters that are tokens in multilingual vocabularies.
+    # str.splitlines would also split at characters that are tokens in multilingual vocabularies.
     lines = text.split("\n")
     tokens = [line.rstrip("\r") for line in (lines[:-1] if lines[-1] == "" else lines)]
     vocab = {token: index for index, token in enumerate(tokens)}
@@ -83,8 +84,8 @@ def _check_vocab(vocab_file: Path, tokens: List[str], vocab: Dict[str, int]) -> 
     if len(vocab) < len(tokens):
         line = next(index for index, token in enumerate(tokens) if vocab[token] != index)
         raise DataError(
-            f"{vocab_file} names the token {tokens[line]!r} twice, on lines {line + 1} and {vocab[tokens[line]] + 1}. "
-            "A token's line is its id, so each may stand once: remove one."
+            f"{vocab_file} names the token {tokens[line]!r} twice, on lines {line + 1} and "
+            f"{vocab[tokens[line]] + 1}. A token's line is its id, so each may stand once: remove one."
         )
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing:
