@@ -1,0 +1,367 @@
+"""The compiled program: an fx graph, the tables that go with it, and the only ways to edit it.
+
+The contract between the compiler's passes, the custom-op patterns, the runtime and the facade;
+`docs/decisions/001-graph.md` explains it.  Nodes call either a functional ATen operator or an
+`IpuOp` (`graph/ops.py`).  Node order is execution order.
+"""
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional, Union
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import TreeSpec
+
+Pass = Literal["forward", "backward", "optimizer"]
+Context = Literal["normal", "outer"]
+Target = Union["IpuOp", torch._ops.OpOverload]
+
+PLACEMENT = ("ipu", "stage", "phase")
+"""Keys of `node.meta` that say where a node runs; a derived node takes them from its origin."""
+
+ORIGIN = (*PLACEMENT, "module", "source", "pass", "context")
+"""Keys of `node.meta` that a node emitted for another one inherits."""
+
+
+class Role(enum.Enum):
+    """What a variable is to the program."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+    STATE = "state"
+    """Optimizer state: lives on the device, zero or derived from a parameter at the start."""
+    SCALAR = "scalar"
+    """A number the host may change between runs: a learning rate, the loss scaling."""
+
+
+@dataclass(frozen=True)
+class ReplicaGroups:
+    """Which replicas share one value of a variable (PopTorch's `replicaGrouping`)."""
+
+    arrangement: Literal["consecutive", "orthogonal"]
+    size: int
+    """Replicas in a group; 1 gives every replica its own value."""
+    retrieve_all: bool = False
+    """Reading returns every replica's value, not one per group."""
+
+
+@dataclass
+class Variable:
+    """A value that outlives a micro-batch: parameter, buffer, constant, state or scalar."""
+
+    name: str
+    role: Role
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    """The device's dtype; the host's `tensor` may be wider (float64, int64)."""
+    tensor: Optional[torch.Tensor] = None
+    """The host's value. None for states, and for everything on the null device.
+    With `groups`, its first dimension counts the groups and is not part of `shape`."""
+    requires_grad: bool = False
+    groups: Optional[ReplicaGroups] = None
+    fill: float = 0.0
+    """First value of a state, or the value of a scalar."""
+    initial: Optional[tuple[str, float]] = None
+    """A state that starts as (parameter's name, factor) x that parameter, plus `fill`."""
+    off_chip: bool = False
+    """Kept in remote (streaming) memory."""
+    sharded: bool = False
+    """Replicated tensor sharding: each replica keeps a share. Changes no result."""
+    fq_name: str = ""
+    """A state's parameter, where it has one."""
+
+
+@dataclass(frozen=True)
+class IpuOp:
+    """An operator that ATen lacks: the target of a `call_function` node.
+
+    `infer` computes fake outputs from fake inputs.  `mutates` lists the arguments (variables, or
+    earlier new values of one) that the operator overwrites; the node's value is the first one's new value.
+    `effect` marks operators that must stay though nothing reads their result.
+    """
+
+    name: str
+    infer: Callable[..., Any] = field(repr=False, compare=False)
+    mutates: tuple[int, ...] = ()
+    effect: bool = False
+
+    @property
+    def __name__(self) -> str:
+        return self.name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{self.name} is executed by the runtime, not called")
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """One tensor the user passes in: its micro-batch shape and the dtypes on host and device."""
+
+    name: str
+    shape: tuple[int, ...]
+    host_dtype: torch.dtype
+    dtype: torch.dtype
+    batched: bool = True
+    """False where the tensor is the same for all micro-batches (a 0-dimensional one)."""
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """What one entry of the output tuple is, in the output node's order."""
+
+    name: str
+    kind: Literal["result", "anchor", "input_update"]
+    """`input_update`: the new value of user input `index`, which the program wrote in place."""
+    index: int = 0
+    """`result`: position among the user's flat outputs."""
+    host_dtype: Optional[torch.dtype] = None
+    """What the user sees, where the device's dtype is narrower (int32 for the user's int64)."""
+    mode: Optional[str] = None
+    """`anchor`: its own output mode ("all", "final", "sum", "every_n")."""
+    period: int = 1
+
+
+@dataclass
+class Subgraph:
+    """The body of a loop or a branch: placeholders are the call's tensor arguments, in order."""
+
+    name: str
+    graph: fx.Graph
+
+    @property
+    def placeholders(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    @property
+    def results(self) -> tuple[fx.Node, ...]:
+        return output_node(self.graph).args[0]  # type: ignore[return-value]
+
+
+@dataclass
+class Program:
+    """A graph with its tables.  Passes and patterns edit it through these methods only."""
+
+    graph: fx.Graph
+    fake_mode: FakeTensorMode
+    variables: dict[str, Variable] = field(default_factory=dict)
+    inputs: list[InputSpec] = field(default_factory=list)
+    outputs: list[OutputSpec] = field(default_factory=list)
+    in_spec: Optional[TreeSpec] = None
+    out_spec: Optional[TreeSpec] = None
+    constant_results: dict[int, Any] = field(default_factory=dict)
+    """Leaves of the user's output that are not tensors, by flat position."""
+    training: bool = False
+    loss: Optional[fx.Node] = None
+    tensor_names: dict[str, fx.Node] = field(default_factory=dict)
+    """PopTorch's tensor names (`Gradient___...` included), for anchors and `getTensorNames`."""
+    gradient_accumulation: int = 1
+    replication_factor: int = 1
+    scalars: dict[str, str] = field(default_factory=dict)
+    """Where the host finds a SCALAR variable's value: variable name -> optimizer attribute path."""
+
+    # -- reading -------------------------------------------------------------------------------
+
+    def placeholders(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "placeholder"]
+
+    def operators(self) -> list[fx.Node]:
+        return [node for node in self.graph.nodes if node.op == "call_function"]
+
+    @property
+    def output(self) -> fx.Node:
+        return output_node(self.graph)
+
+    def results(self) -> tuple[fx.Node, ...]:
+        """The output tuple's nodes, one per entry of `outputs`."""
+        return self.output.args[0]  # type: ignore[return-value]
+
+    def variable_of(self, node: fx.Node) -> Optional[Variable]:
+        """The variable a node is a value of: a placeholder, or an in-place operator's result."""
+        while node.op == "call_function":
+            if not mutated(node):
+                return None
+            node = node.args[mutated(node)[0]]  # type: ignore[assignment]
+        name = node.meta.get("variable")
+        return self.variables[name] if name is not None else None
+
+    def node_of(self, variable: str) -> Optional[fx.Node]:
+        """The placeholder of a variable, None where the program does not use it."""
+        return next((n for n in self.placeholders() if n.meta.get("variable") == variable), None)
+
+    # -- editing -------------------------------------------------------------------------------
+
+    def add_variable(self, variable: Variable) -> fx.Node:
+        """Enter a variable with its placeholder, after the last placeholder of the graph."""
+        if variable.name in self.variables:
+            raise ValueError(f"variable {variable.name} is already in the program")
+        self.variables[variable.name] = variable
+        with self.fake_mode:
+            value = torch.empty(variable.shape, dtype=variable.dtype)
+        return self._placeholder(variable.name, {"val": value, "variable": variable.name})
+
+    def add_input(self, spec: InputSpec) -> fx.Node:
+        """Enter one user input with its placeholder."""
+        with self.fake_mode:
+            value = torch.empty(spec.shape, dtype=spec.dtype)
+        self.inputs.append(spec)
+        return self._placeholder(spec.name, {"val": value, "input": len(self.inputs) - 1})
+
+    def _placeholder(self, name: str, meta: dict[str, Any]) -> fx.Node:
+        with self.before(self.first_operator()):
+            node = self.graph.placeholder(name)
+        node.meta.update(meta)
+        return node
+
+    def first_operator(self) -> Optional[fx.Node]:
+        """The first node that is not a placeholder: where a new placeholder goes before."""
+        return next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+
+    @contextmanager
+    def before(self, node: Optional[fx.Node]) -> Iterator[None]:
+        """Emit nodes before `node`; at the graph's end where it is None."""
+        with self.graph.inserting_before(node or self.graph._root):
+            yield
+
+    @contextmanager
+    def after(self, node: fx.Node) -> Iterator[None]:
+        """Emit nodes, in the order they are written, right after `node`."""
+        with self.before(node.next):
+            yield
+
+    def emit(
+        self,
+        target: Target,
+        *args: Any,
+        origin: Optional[fx.Node] = None,
+        meta: Optional[Mapping[str, Any]] = None,
+        **kwargs: Any,
+    ) -> fx.Node:
+        """Append an operator at the current place, its fake value inferred.
+
+        `origin` gives placement, module, source, pass and context; `meta` adds to them and wins.
+        """
+        node = self.graph.call_function(target, args, kwargs)  # type: ignore[arg-type]
+        if origin is not None:
+            node.meta.update({key: origin.meta[key] for key in ORIGIN if key in origin.meta})
+        node.meta.update(meta or {})
+        if "val" not in node.meta:
+            node.meta["val"] = infer(node, self.fake_mode)
+        return node
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let every reader of `old`, the tables included, read `new`; `old` is erased."""
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+        for name, node in self.tensor_names.items():
+            if node is old:
+                self.tensor_names[name] = new
+        if self.loss is old:
+            self.loss = new
+        self.erase(old)
+
+    def erase(self, node: fx.Node) -> None:
+        """Remove a node nothing reads."""
+        for name in [name for name, named in self.tensor_names.items() if named is node]:
+            del self.tensor_names[name]
+        self.graph.erase_node(node)
+
+    def prune(self) -> None:
+        """Remove operators whose result nothing reads, as PopART's Prune transform does."""
+        for node in reversed(self.operators()):
+            if not node.users and not has_effect(node):
+                self.erase(node)
+
+    # -- checking ------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Check the contract; a failure is a pass's mistake, not the user's."""
+        self.graph.lint()
+        for node in self.placeholders():
+            name = node.meta.get("variable")
+            assert (name in self.variables) != ("input" in node.meta), f"{node} is neither input nor variable"
+        overwritten: dict[fx.Node, fx.Node] = {}
+        for node in self.operators():
+            assert "val" in node.meta, f"{node} has no inferred value"
+            _check_functional(node)
+            for read in node.all_input_nodes:
+                assert read not in overwritten, f"{node} reads {read}, which {overwritten[read]} overwrote"
+            for position in mutated(node):
+                written = node.args[position]
+                assert isinstance(written, fx.Node), f"{node} must write to a node"
+                assert self.variable_of(written) is not None, f"{node} writes to {written}, no variable"
+                overwritten[written] = node
+        assert len(self.results()) == len(self.outputs), "one OutputSpec per output"
+
+    def format(self) -> str:
+        """A readable listing: one line per variable, input and operator."""
+        lines = [f"program: {'training' if self.training else 'inference'}"]
+        for node in self.graph.nodes:
+            lines.append(_format_node(node))
+        return "\n".join(lines)
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    """The graph's output node, which is its last."""
+    node = graph._root.prev
+    assert node.op == "output", "the graph has no output yet"
+    return node
+
+
+def mutated(node: fx.Node) -> tuple[int, ...]:
+    """Positions of the arguments that a node overwrites."""
+    return node.target.mutates if isinstance(node.target, IpuOp) else ()
+
+
+def has_effect(node: fx.Node) -> bool:
+    """Whether a node must stay though nothing reads it."""
+    return isinstance(node.target, IpuOp) and (bool(node.target.mutates) or node.target.effect)
+
+
+def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A node's arguments with every node replaced by its fake value."""
+    args = fx.map_arg(node.args, lambda n: n.meta["val"])
+    kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
+    return args, kwargs  # type: ignore[return-value]
+
+
+def infer(node: fx.Node, fake_mode: FakeTensorMode) -> Any:
+    """The fake value of a node, computed from its arguments' fake values."""
+    args, kwargs = fake_arguments(node)
+    target = node.target.infer if isinstance(node.target, IpuOp) else node.target
+    with fake_mode, torch.no_grad():
+        return target(*args, **kwargs)  # type: ignore[operator]
+
+
+def _check_functional(node: fx.Node) -> None:
+    if isinstance(node.target, IpuOp):
+        return
+    assert isinstance(node.target, torch._ops.OpOverload), f"{node} calls {node.target}"
+    assert not node.target._schema.is_mutable, f"{node} calls {node.target}, which writes in place"
+
+
+def _format_node(node: fx.Node) -> str:
+    if node.op == "output":
+        return f"  return {node.args[0]}"
+    shape = _format_value(node.meta.get("val"))
+    if node.op == "placeholder":
+        kind = node.meta.get("variable", f"input {node.meta.get('input')}")
+        return f"  %{node.name}: {shape} = {kind}"
+    name = node.target.name if isinstance(node.target, IpuOp) else str(node.target)
+    arguments = [str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()]
+    place = " ".join(f"{key}={node.meta[key]}" for key in PLACEMENT if node.meta.get(key) is not None)
+    where = " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
+    note = " ".join(part for part in (node.meta.get("pass", ""), place, where) if part)
+    return f"  %{node.name}: {shape} = {name}({', '.join(arguments)})  # {note}"
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(_format_value(v) for v in value)})"
+    return str(value)
