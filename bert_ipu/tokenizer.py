@@ -5,6 +5,7 @@ characters, put spaces round Chinese characters, lower-case, strip accents), a p
 (split at white space and punctuation) and WordPiece (greedy longest match in the vocabulary;
 what follows the first piece of a word starts with `##`).
 """
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -5,6 +5,7 @@
 The trainer of the `tokenizers` library breaks ties at random, so a second run gives a slightly
 different vocabulary, as good as the first: run it only when the sample's text has changed.
 """
+
 from __future__ import annotations
 
 import json
