@@ -137,7 +137,7 @@ class StreamSampler(torch.utils.data.Sampler):  # type: ignore[type-arg]
     ) -> None:
         if not 0 < length <= MAX_LENGTH:
             raise ConfigError(
-                f"A data set of {length} samples cannot be sampled: between 1 and {MAX_LENGTH:,} are allowed. "
+                f"A data set of {length} samples cannot be sampled: 1 to {MAX_LENGTH:,} are allowed. "
                 "Prepare the data again or name another directory."
             )
         rank_places(0, samples_per_step, rank, world, block)
