@@ -439,7 +439,7 @@ def impossible_sizes(config: RunConfig) -> List[str]:
     total_ipus = ipu.ipus_per_replica * ipu.replication_factor
     need(total_ipus & (total_ipus - 1) == 0,
          f"{ipu.ipus_per_replica} IPUs per replica (entries of ipu.layers_per_ipu) * "
-         f"ipu.replication_factor = {ipu.replication_factor} is {total_ipus} IPUs; they come in powers of two: "
+         f"ipu.replication_factor = {ipu.replication_factor} is {total_ipus}; IPUs come in powers of two: "
          f"add entries of 0 layers or change the replication")
     need(ipu.gradient_accumulation >= config.pipeline_depth,
          f"ipu.gradient_accumulation = {ipu.gradient_accumulation} cannot fill the pipeline of "
