@@ -119,7 +119,7 @@ def test_all_mistakes_are_reported_at_once() -> None:
     ("model.num_attention_heads=7", "= 7 * 9 + 1"),
     ("ipu.layers_per_ipu=[1, 1, 2, 0]", "places 4 layers"),
     ("ipu.layers_per_ipu=[1, 1, 1]", "IPUs come in powers of two"),
-    ("ipu.replication_factor=3", "is 12 IPUs"),
+    ("ipu.replication_factor=3", "ipu.replication_factor = 3 is 12;"),
     ("ipu.gradient_accumulation=8", "at least 9 micro-batches"),
     ("ipu.matmul_proportion=[0.1, 0.2]", "give 1 or 4"),
     ("ipu.embedding_serialization_factor=5", "choose a divisor"),
