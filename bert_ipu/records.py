@@ -206,7 +206,7 @@ class Records:
         vocab = self.vocab_file.read_bytes() if self.vocab_file.exists() else b""
         if hashlib.sha256(vocab).hexdigest() != self.vocab_sha256:
             raise DataError(
-                f"{self.vocab_file} is not the vocabulary this data set was made with (the manifest's SHA-256 is "
+                f"{self.vocab_file} is not the vocabulary this data set was made with (SHA-256 "
                 f"{self.vocab_sha256[:16]}…). Put the right file back, or prepare the data again."
             )
 
@@ -228,8 +228,8 @@ def read_manifest(directory: Path) -> Dict[str, Any]:
         )
     if not path.exists():
         raise DataError(
-            f"{directory} has no {MANIFEST_NAME}, which is written last: its preparation was interrupted, or it "
-            "is no data set. Run its data/prepare_wikipedia.py command again: it carries on where it stopped."
+            f"{directory} has no {MANIFEST_NAME}, which is written last: its preparation was interrupted, or "
+            "it is no data set. Run data/prepare_wikipedia.py as before: it carries on where it stopped."
         )
     try:
         manifest = json.loads(path.read_bytes())
@@ -253,7 +253,7 @@ def _manifest_checksum(manifest: Dict[str, Any]) -> int:
 
 
 def _checksums(records: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """CRC-32 of each record without its checksum field; it starts from the place, so no two can be swapped."""
+    """CRC-32 of each record less its checksum field; it starts from the place, so no two can be swapped."""
     size = records.dtype.itemsize
     content = np.ascontiguousarray(records).view(np.uint8).data
     starts = (shards.astype(np.int64) << 22 ^ rows).astype(np.uint32).tolist()

@@ -18,7 +18,7 @@ from typing import Iterator, NamedTuple, Optional
 import numpy as np
 import torch
 
-from bert_ipu.errors import ConfigError
+from .errors import ConfigError
 
 _FEISTEL_ROUNDS = 8
 MAX_LENGTH = 1 << 40
