@@ -68,10 +68,12 @@ def test_plain_records_hold_the_sample_text(samples: Path, with_index: bool) -> 
         assert tokens[0] == "[CLS]" and tokens[-1] == "[SEP]" and not any(ids[length:])
         segments = [0] * (first + 1) + [1] * (length - first - 1) + [0] * (128 - length)
         assert batch.token_type_ids[row].tolist() == segments
-        longest = max(tokens[1:first], tokens[first + 1 : -1], key=len)
-        found += " " + " ".join(longest[1:-1]) + " " in joined
+        halves = [" ".join(half) for half in (tokens[1:first], tokens[first + 1 : -1])]
+        if "º" not in "".join(halves):
+            found += 1
+            assert all(half in joined for half in halves)
     # The text's line of Chinese and phonetic letters was read in another encoding for the records.
-    assert found >= 40
+    assert found >= 35
 
 
 def test_packed_records_have_whole_sequences(samples: Path) -> None:
