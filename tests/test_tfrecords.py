@@ -73,7 +73,7 @@ def test_plain_records_hold_the_sample_text(samples: Path, with_index: bool) -> 
             found += 1
             assert all(half in joined for half in halves)
     # The text's line of Chinese and phonetic letters was read in another encoding for the records.
-    assert found >= 35
+    assert found >= 30
 
 
 def test_packed_records_have_whole_sequences(samples: Path) -> None:
