@@ -7,6 +7,7 @@ The contract between the compiler's passes, the custom-op patterns, the runtime 
 from __future__ import annotations
 
 import enum
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -340,6 +341,8 @@ def infer(node: fx.Node, fake_mode: FakeTensorMode) -> Any:
 def _check_functional(node: fx.Node) -> None:
     if isinstance(node.target, IpuOp):
         return
+    if node.target is operator.getitem:
+        return
     assert isinstance(node.target, torch._ops.OpOverload), f"{node} calls {node.target}"
     assert not node.target._schema.is_mutable, f"{node} calls {node.target}, which writes in place"
 
@@ -351,7 +354,7 @@ def _format_node(node: fx.Node) -> str:
     if node.op == "placeholder":
         kind = node.meta.get("variable", f"input {node.meta.get('input')}")
         return f"  %{node.name}: {shape} = {kind}"
-    name = node.target.name if isinstance(node.target, IpuOp) else str(node.target)
+    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else node.target.__name__  # type: ignore[union-attr]
     arguments = [str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()]
     place = " ".join(f"{key}={node.meta[key]}" for key in PLACEMENT if node.meta.get(key) is not None)
     where = " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))

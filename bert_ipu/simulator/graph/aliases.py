@@ -1,0 +1,162 @@
+"""In-place writes and views made functional while the forward is captured.
+
+A tensor of the user is a *view* (a path of view operators) of a *storage*, which has one current
+value.  Writing to a view computes the storage's next value; a view read after a write through
+another one is derived again.  A write that reaches a variable or an input is finished by the capture.
+"""
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Optional, Protocol, Union
+
+import torch
+from torch import fx
+
+aten = torch.ops.aten
+
+NodeTarget = Union[Callable[..., Any], torch._ops.OpOverload]
+
+
+class Emitter(Protocol):
+    """Records one operator and returns its node; enters constants."""
+
+    def __call__(self, target: NodeTarget, *args: Any, **kwargs: Any) -> fx.Node: ...
+
+    def constant(self, tensor: torch.Tensor) -> fx.Node: ...
+
+
+@dataclass(frozen=True)
+class ViewStep:
+    """One view operator applied to a parent of `parent_shape`; `item` picks one of several results."""
+
+    target: torch._ops.OpOverload
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    parent_shape: tuple[int, ...]
+    item: Optional[int] = None
+
+    def apply(self, emit: Emitter, parent: fx.Node) -> fx.Node:
+        node = emit(self.target, parent, *self.args, **self.kwargs)
+        return node if self.item is None else emit(operator.getitem, node, self.item)
+
+
+@dataclass(eq=False)
+class Storage:
+    """A piece of memory: its current value as a whole, and how often it was written."""
+
+    node: fx.Node
+    version: int = 0
+    owner: Union[str, int, None] = None
+    """The variable (by name) or user input (by index) that this memory is."""
+
+
+@dataclass(eq=False)
+class View:
+    """What one tensor of the user shows of a storage."""
+
+    storage: Storage
+    node: fx.Node
+    version: int = 0
+    path: tuple[ViewStep, ...] = field(default=())
+
+    @staticmethod
+    def whole(node: fx.Node, owner: Union[str, int, None] = None) -> View:
+        """A new storage, seen as a whole."""
+        return View(Storage(node, owner=owner), node)
+
+    def read(self, emit: Emitter) -> fx.Node:
+        """The node with the current value, derived again where the storage was written since."""
+        if self.version != self.storage.version:
+            node = self.storage.node
+            for step in self.path:
+                node = step.apply(emit, node)
+            self.node, self.version = node, self.storage.version
+        return self.node
+
+    def derive(self, step: ViewStep, node: fx.Node) -> View:
+        """A view of this view, whose value is already at hand."""
+        return View(self.storage, node, self.storage.version, (*self.path, step))
+
+    def write(self, emit: Emitter, value: fx.Node) -> None:
+        """Make `value` (of this view's shape and dtype) the new contents of what the view shows."""
+        if value is self.node and self.version == self.storage.version:
+            return  # Python's `x[i] += y` ends by copying the piece to itself.
+        parents = [self.storage.node]
+        for step in self.path[:-1]:
+            parents.append(step.apply(emit, parents[-1]))
+        whole = value
+        for step, parent in zip(reversed(self.path), reversed(parents)):
+            whole = _insert(emit, step, parent, whole)
+        self.storage.node = whole
+        self.storage.version += 1
+        self.node, self.version = value, self.storage.version
+
+
+def _insert(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    """`parent` with the part that `step` shows replaced by `value`."""
+    rule = _INSERTIONS.get(step.target)
+    if rule is not None:
+        return rule(emit, step, parent, value)
+    return _insert_by_index(emit, step, parent, value)
+
+
+def _insert_reshaped(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return emit(aten.reshape.default, value, list(step.parent_shape))
+
+
+def _insert_whole(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return value
+
+
+def _insert_transposed(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return emit(step.target, value, *step.args, **step.kwargs)
+
+
+def _insert_permuted(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    rank = len(step.parent_shape)
+    order = [dim % rank for dim in step.args[0]]
+    return emit(aten.permute.default, value, [order.index(dim) for dim in range(rank)])
+
+
+def _insert_selected(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return emit(aten.select_scatter.default, parent, value, *step.args, **step.kwargs)
+
+
+def _insert_sliced(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return emit(aten.slice_scatter.default, parent, value, *step.args, **step.kwargs)
+
+
+def _insert_diagonal(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return emit(aten.diagonal_scatter.default, parent, value, *step.args, **step.kwargs)
+
+
+def _insert_by_index(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    """Any view at all: the view of an arange tells which elements it shows."""
+    positions = torch.arange(math.prod(step.parent_shape)).reshape(step.parent_shape)
+    shown = step.target(positions, *step.args, **step.kwargs)
+    shown = (shown if step.item is None else shown[step.item]).reshape(-1)
+    if shown.unique().numel() != shown.numel():
+        raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")
+    flat = emit(aten.reshape.default, parent, [-1])
+    index = emit.constant(shown)
+    written = emit(aten.scatter.src, flat, 0, index, emit(aten.reshape.default, value, [-1]))
+    return emit(aten.reshape.default, written, list(step.parent_shape))
+
+
+_INSERTIONS: dict[Any, Callable[[Emitter, ViewStep, fx.Node, fx.Node], fx.Node]] = {
+    aten.detach.default: _insert_whole,
+    aten.reshape.default: _insert_reshaped,
+    aten.unsqueeze.default: _insert_reshaped,
+    aten.squeeze.default: _insert_reshaped,
+    aten.squeeze.dim: _insert_reshaped,
+    aten.squeeze.dims: _insert_reshaped,
+    aten.transpose.int: _insert_transposed,
+    aten.t.default: _insert_transposed,
+    aten.permute.default: _insert_permuted,
+    aten.select.int: _insert_selected,
+    aten.slice.Tensor: _insert_sliced,
+    aten.diagonal.default: _insert_diagonal,
+}

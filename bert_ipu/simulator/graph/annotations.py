@@ -1,0 +1,83 @@
+"""Where the user says a piece of the forward runs, and what else they attach to it.
+
+The facade's `Block`, `BeginBlock`, `Stage`, `Phase`, `Attribute` and the like change the current
+`Annotations` while the forward is captured; every node recorded meanwhile takes them.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import Any, Optional
+
+
+@dataclass(frozen=True)
+class Placement:
+    """One IPU, pipeline stage and execution phase; None where the user has not said."""
+
+    ipu: Optional[int] = None
+    stage: Optional[int] = None
+    phase: Optional[int] = None
+    block: Optional[str] = None
+    """The block's name, for messages and for stages that options define later."""
+
+
+@dataclass
+class Annotations:
+    """What the next recorded node gets: a placement, attributes, name scopes."""
+
+    placement: Placement = field(default_factory=Placement)
+    attributes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    scopes: tuple[str, ...] = ()
+    multi_conv: Optional[int] = None
+    """The number of the multi-convolution being recorded."""
+
+    def place(self, placement: Placement) -> None:
+        """Everything from here on runs there, until the next call."""
+        self.placement = placement
+
+    @contextmanager
+    def placed(self, placement: Placement) -> Iterator[None]:
+        """Everything inside runs there."""
+        outer, self.placement = self.placement, placement
+        try:
+            yield
+        finally:
+            self.placement = outer
+
+    @contextmanager
+    def attributed(self, attributes: Mapping[str, Any]) -> Iterator[None]:
+        """Everything inside carries these attributes besides those around it."""
+        outer = self.attributes
+        self.attributes = MappingProxyType({**outer, **attributes})
+        try:
+            yield
+        finally:
+            self.attributes = outer
+
+    @contextmanager
+    def scoped(self, name: str) -> Iterator[None]:
+        """Names of tensors inside begin with `name`."""
+        outer, self.scopes = self.scopes, (*self.scopes, name)
+        try:
+            yield
+        finally:
+            self.scopes = outer
+
+    def meta(self) -> dict[str, Any]:
+        """The node metadata these annotations amount to."""
+        found = {"ipu": self.placement.ipu, "stage": self.placement.stage, "phase": self.placement.phase}
+        meta = {key: value for key, value in found.items() if value is not None}
+        if self.placement.block is not None:
+            meta["block"] = self.placement.block
+        if self.attributes:
+            meta["attrs"] = dict(self.attributes)
+        if self.scopes:
+            meta["scope"] = "/".join(self.scopes)
+        if self.multi_conv is not None:
+            meta["multi_conv"] = self.multi_conv
+        return meta
+
+    def snapshot(self) -> Annotations:
+        return replace(self)

@@ -1,0 +1,535 @@
+"""Capture: the user's forward, entered once with tensors that record what is done to them.
+
+How, and why so: `docs/decisions/001-graph.md`.  A tensor the user sees is a `CapturedTensor`: it has the
+dtype and shape their code expects and the device `ipu:0`, but no data.  Tensors on the CPU stay ordinary.
+"""
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, Optional, Union
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import normalise
+from bert_ipu.simulator.graph.aliases import View, ViewStep
+from bert_ipu.simulator.graph.annotations import Annotations
+from bert_ipu.simulator.graph.dtypes import device_dtype
+from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable, infer
+from bert_ipu.simulator.graph.sources import Origin, locate
+
+aten = torch.ops.aten
+
+IPU = torch.device("ipu", 0)
+_CPU = torch.device("cpu")
+
+_current: ContextVar[Optional[Capture]] = ContextVar("capture", default=None)
+
+
+def current() -> Optional[Capture]:
+    """The capture in progress in this context; None outside a compile."""
+    return _current.get()
+
+
+class CapturedTensor(torch.Tensor):
+    """A tensor of the program being captured: shape and dtype, no data."""
+
+    shown: View
+    stand_in: FakeTensor
+    owner: Capture
+
+    @staticmethod
+    def __new__(cls, fake: FakeTensor, view: View, capture: Capture) -> CapturedTensor:
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, fake.shape, strides=fake.stride(), storage_offset=fake.storage_offset(), dtype=fake.dtype, device=_CPU
+        )
+        made.stand_in, made.shown, made.owner = fake, view, capture
+        return made  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where PopTorch's tensors are; the wrapper itself is on the CPU, as torch cannot drive an IPU."""
+        return IPU
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def is_ipu(self) -> bool:  # type: ignore[override]
+        return True
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:
+        return f"tensor(device={IPU}, shape={list(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Optional[dict[str, Any]] = None
+    ) -> Any:
+        raise poptorch_error(
+            f"{func} was called on a tensor of a model's forward after the model was compiled. Tensors of the "
+            "IPU exist only while the model is compiled: return them from forward, or keep them in a buffer."
+        )
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+class _CaptureMode(TorchDispatchMode):
+    """Hands every operator the user's code calls to the capture."""
+
+    def __init__(self, capture: Capture) -> None:
+        super().__init__()
+        self.capture = capture
+
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Optional[dict[str, Any]] = None
+    ) -> Any:
+        return self.capture.dispatch(func, args, kwargs or {})
+
+
+class Capture:
+    """Builds the forward of a `Program` from what the user's code calls."""
+
+    def __init__(self, program: Program, modules: Mapping[int, str]) -> None:
+        """`modules` names the user's modules by identity, for messages."""
+        self.program = program
+        self.annotations = Annotations()
+        self.graph = program.graph
+        self._modules = modules
+        self._known: dict[int, tuple[torch.Tensor, CapturedTensor]] = {}
+        self._declared: dict[int, Variable] = {}
+        self._inputs: list[CapturedTensor] = []
+        self._draws = 0
+        self._mode = _CaptureMode(self)
+        self._origin = Origin("", None, False)
+
+    # -- what the program is given -------------------------------------------------------------
+
+    def declare(self, variables: Iterable[Variable], tensors: Iterable[torch.Tensor]) -> None:
+        """Name the parameters and buffers; those that the forward reaches become placeholders."""
+        for variable, tensor in zip(variables, tensors):
+            self._declared[id(tensor)] = variable
+            self._known[id(tensor)] = (tensor, None)  # type: ignore[assignment]
+
+    def input(self, spec: InputSpec) -> CapturedTensor:
+        """A user input as the forward sees it: the host's dtype."""
+        node = self.program.add_input(spec)
+        made = self._wrap(self._fake(spec.shape, spec.host_dtype), View.whole(node, len(self._inputs)))
+        self._inputs.append(made)
+        return made
+
+    def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
+        """Which inputs the forward wrote in place, and their new values."""
+        for index, tensor in enumerate(self._inputs):
+            if tensor.shown.storage.version:
+                yield index, tensor.shown.storage.node
+
+    def variables_written(self) -> Iterator[tuple[str, fx.Node]]:
+        """Which variables the forward wrote, and their new values."""
+        for _, tensor in self._known.values():
+            if tensor is not None and tensor.shown.storage.version:
+                yield str(tensor.shown.storage.owner), tensor.shown.storage.node
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Everything called inside is captured."""
+        token = _current.set(self)
+        try:
+            with torch._C._AutoDispatchBelowAutograd(), self._mode:
+                yield
+        finally:
+            _current.reset(token)
+
+    # -- emitting ------------------------------------------------------------------------------
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record one operator on nodes, its value inferred: an `aliases.Emitter`."""
+        node = self._node(target, args, kwargs)
+        node.meta["val"] = infer(node, self.program.fake_mode)
+        return node
+
+    def constant(self, tensor: torch.Tensor) -> fx.Node:
+        """Enter a tensor of the host as a constant of the program."""
+        dtype = self._demote(tensor.dtype)
+        count = sum(v.role is Role.CONSTANT for v in self.program.variables.values())
+        value = tensor.detach().to(dtype).clone()
+        return self.program.add_variable(Variable(f"constant_{count}", Role.CONSTANT, tuple(tensor.shape), dtype, value))
+
+    def emit(self, op: IpuOp, *args: Any, host_dtypes: tuple[torch.dtype, ...] = (), **kwargs: Any) -> Any:
+        """Record one of the IPU's own operators on the user's tensors; its results as the user sees them.
+
+        `host_dtypes`: the results' dtypes in the user's eyes, where the device's are narrower.
+        """
+        self._origin = locate(self._modules)
+        args = _map(args, self._lift)
+        node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
+        if op.name in _DRAWING:
+            self._number(node)
+        return self._results(node, host_dtypes)
+
+    def _results(self, node: fx.Node, host_dtypes: tuple[torch.dtype, ...]) -> Any:
+        value = node.meta["val"]
+        if isinstance(value, torch.Tensor):
+            dtype = host_dtypes[0] if host_dtypes else value.dtype
+            return self._wrap(self._fake(tuple(value.shape), dtype), View.whole(node))
+        items = [self(operator.getitem, node, index) for index in range(len(value))]
+        return tuple(self._results(item, host_dtypes[i : i + 1]) for i, item in enumerate(items))
+
+    def _node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        node = self.graph.call_function(target, args, kwargs)
+        node.meta.update(self.annotations.meta())
+        node.meta.update({"module": self._origin.module, "source": self._origin.source})
+        node.meta.update({"pass": "forward", "context": "normal"})
+        if not torch.is_grad_enabled() and not self._origin.in_function:
+            node.meta["no_grad"] = True
+        return node
+
+    def _number(self, node: fx.Node) -> None:
+        node.meta["random"] = self._draws
+        self._draws += 1
+
+    # -- dispatching ---------------------------------------------------------------------------
+
+    def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run or record one operator the user's code calls."""
+        args, kwargs = _map(args, self._recognise), _map(kwargs, self._recognise)
+        if not self._concerns_ipu(args, kwargs):
+            return func(*args, **kwargs)
+        self._origin = locate(self._modules)
+        handler = _HANDLERS.get(func)
+        if handler is not None:
+            return handler(self, func, args, kwargs)
+        rewrite = normalise.REWRITES.get(func)
+        if rewrite is not None:
+            with self._mode:
+                return rewrite(*args, **kwargs)
+        if normalise.written_argument(func) is not None:
+            return self._write(func, args, kwargs)
+        if normalise.is_composite(func):
+            with self._mode:
+                return func.decompose(*args, **kwargs)
+        return self.record(func, args, kwargs)
+
+    def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Enter one functional operator; its results as the user's tensors."""
+        for leaf in _leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, CapturedTensor):
+                raise poptorch_error(_left_on_cpu(leaf, func, self._origin))
+        fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
+        value = _map(fakes, self._device_value)
+        nodes, options = _map(args, self._read), self._device_options(func, _map(kwargs, self._read), value)
+        node = self._node(func, nodes, options)
+        node.meta["val"] = value
+        if normalise.is_random(func):
+            self._number(node)
+        return self._wrap_results(func, args, kwargs, node, fakes)
+
+    def _infer(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
+        try:
+            with self.program.fake_mode:
+                return func(*args, **kwargs)
+        except DynamicOutputShapeException as error:
+            raise poptorch_error(
+                f"{_describe(func, self._origin)} has a result whose shape depends on its input's values. "
+                "Shapes on the IPU are static: use masks or `torch.where` and a fixed size instead."
+            ) from error
+
+    def _wrap_results(self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fakes: Any) -> Any:
+        if isinstance(fakes, FakeTensor):
+            return self._wrap_result(func, args, kwargs, node, fakes, None)
+        if not isinstance(fakes, (tuple, list)):
+            return fakes
+        made = []
+        for index, fake in enumerate(fakes):
+            item = self._node(operator.getitem, (node, index), {})
+            item.meta["val"] = node.meta["val"][index]
+            wrapped = self._wrap_result(func, args, kwargs, item, fake, index) if isinstance(fake, FakeTensor) else fake
+            made.append(wrapped)
+        return type(fakes)(made) if type(fakes) in (tuple, list) else tuple(made)
+
+    def _wrap_result(
+        self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fake: FakeTensor, item: Optional[int]
+    ) -> CapturedTensor:
+        if 0 in fake.shape:
+            raise poptorch_error(f"Zero-sized tensors are unsupported (Got shape {list(fake.shape)}).")
+        parent = args[0] if args and isinstance(args[0], CapturedTensor) else None
+        if parent is None or fake.untyped_storage()._cdata != parent.stand_in.untyped_storage()._cdata:
+            return self._wrap(fake, View.whole(node))
+        step = ViewStep(func, tuple(args[1:]), kwargs, tuple(parent.shape), item)
+        return self._wrap(fake, parent.shown.derive(step, node))
+
+    def _write(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """An in-place or `out=` operator: its functional form, then the new value written back."""
+        name = normalise.written_argument(func)
+        if func._schema.name.removeprefix("aten::") in normalise.RESIZING:
+            raise poptorch_error(f"{_describe(func, self._origin)} changes a tensor's shape in place. Use its result instead.")
+        functional = normalise.functional_form(func)
+        if functional is None:
+            raise poptorch_error(f"{_describe(func, self._origin)} writes in place and has no functional form.")
+        position = next(i for i, a in enumerate(func._schema.arguments) if a.name == name)
+        target = kwargs.pop(name) if name in kwargs else args[position]
+        if not isinstance(target, CapturedTensor):
+            raise poptorch_error(_left_on_cpu(target, func, self._origin))
+        with self._mode:
+            self.write(target, functional(*args, **kwargs))
+        return target
+
+    def write(self, target: CapturedTensor, value: CapturedTensor) -> None:
+        """Make `value` the contents of `target`, as `copy_` does."""
+        if value.dtype != target.dtype:
+            value = self.record(aten._to_copy.default, (value,), {"dtype": target.dtype})
+        if value.shape != target.shape:
+            value = self.record(aten.expand.default, (value, list(target.shape)), {})
+        target.shown.write(self, self._read(value))
+
+    # -- tensors -------------------------------------------------------------------------------
+
+    def share(self, tensor: CapturedTensor) -> CapturedTensor:
+        """A new tensor, with memory of its own, of the same value: no operator is needed for it."""
+        with self.program.fake_mode:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return self._wrap(fake, View.whole(self._read(tensor)))  # type: ignore[arg-type]
+
+    def lift(self, tensor: torch.Tensor, dtype: Optional[torch.dtype] = None) -> CapturedTensor:
+        """A tensor of the host as a constant of the program."""
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
+
+    def _lift(self, leaf: Any) -> Any:
+        leaf = self._recognise(leaf)
+        if isinstance(leaf, torch.Tensor) and not isinstance(leaf, CapturedTensor):
+            raise poptorch_error(_left_on_cpu(leaf, None, self._origin))
+        return leaf
+
+    def _recognise(self, leaf: Any) -> Any:
+        """A parameter or buffer as the captured tensor it is; anything else as it came."""
+        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
+            return leaf
+        known = self._known.get(id(leaf))
+        if known is None:
+            return leaf
+        if known[1] is None:
+            self._known[id(leaf)] = known = (leaf, self._enter(leaf, self._declared[id(leaf)]))
+        return known[1]
+
+    def _enter(self, tensor: torch.Tensor, variable: Variable) -> CapturedTensor:
+        node = self.program.add_variable(variable)
+        return self._wrap(self._fake(variable.shape, tensor.dtype), View.whole(node, variable.name))
+
+    def _wrap(self, fake: FakeTensor, view: View) -> CapturedTensor:
+        return CapturedTensor(fake, view, self)
+
+    def _fake(self, shape: tuple[int, ...], dtype: torch.dtype) -> FakeTensor:
+        with self.program.fake_mode:
+            return torch.empty(shape, dtype=dtype)  # type: ignore[return-value]
+
+    def _read(self, leaf: Any) -> Any:
+        """A captured tensor's node with its current value; dtypes as the device has them."""
+        if isinstance(leaf, CapturedTensor):
+            if leaf.owner is not self:
+                raise poptorch_error("A tensor of an earlier compilation is used in this one: the model keeps it.")
+            return leaf.shown.read(self)
+        return self._demote(leaf) if isinstance(leaf, torch.dtype) else leaf
+
+    def _device_value(self, leaf: Any) -> Any:
+        if not isinstance(leaf, FakeTensor):
+            return leaf
+        dtype = self._demote(leaf.dtype)
+        return leaf if dtype == leaf.dtype else self._fake(tuple(leaf.shape), dtype)
+
+    def _device_options(self, func: OpOverload, kwargs: dict[str, Any], value: Any) -> dict[str, Any]:
+        """Keyword arguments without those of the host; the dtype of what is made from nothing is explicit."""
+        options = {key: value for key, value in kwargs.items() if key not in _HOST_OPTIONS}
+        if "device" in kwargs and isinstance(value, torch.Tensor) and normalise.takes_dtype(func):
+            options["dtype"] = value.dtype
+        return options
+
+    def _demote(self, dtype: torch.dtype) -> torch.dtype:
+        try:
+            return device_dtype(dtype)
+        except TypeError as error:
+            raise poptorch_error(f"{error} ({self._origin.source}).") from error
+
+    def _concerns_ipu(self, args: Any, kwargs: Any) -> bool:
+        return any(
+            isinstance(leaf, CapturedTensor) or (isinstance(leaf, torch.device) and leaf.type == "ipu")
+            for leaf in _leaves((args, kwargs))
+        )
+
+
+_HOST_OPTIONS = ("device", "pin_memory", "layout", "memory_format", "non_blocking")
+_DRAWING = frozenset({"custom_op"})
+
+
+def _map(tree: Any, function: Callable[[Any], Any]) -> Any:
+    """`function` of every leaf of tuples, lists and dicts; faster than a general pytree map."""
+    kind = type(tree)
+    if kind is tuple or kind is list:
+        return kind([_map(leaf, function) for leaf in tree])
+    if kind is dict:
+        return {key: _map(leaf, function) for key, leaf in tree.items()}
+    return function(tree)
+
+
+def _leaves(tree: Any) -> Iterator[Any]:
+    if isinstance(tree, (tuple, list)):
+        for leaf in tree:
+            yield from _leaves(leaf)
+    elif isinstance(tree, dict):
+        yield from _leaves(list(tree.values()))
+    else:
+        yield tree
+
+
+def _to_fake(leaf: Any) -> Any:
+    if isinstance(leaf, CapturedTensor):
+        return leaf.stand_in
+    return _CPU if isinstance(leaf, torch.device) else leaf
+
+
+def _describe(func: Union[OpOverload, IpuOp, None], origin: Origin) -> str:
+    name = func._schema.name if isinstance(func, OpOverload) else getattr(func, "name", "An operator")
+    where = f" in module '{origin.module}'" if origin.module else ""
+    return f"{name}{where} ({origin.source})"
+
+
+_SCALAR_TYPES = {
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.float16: "Half",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.bool: "Bool",
+}
+
+
+def _left_on_cpu(tensor: torch.Tensor, func: Union[OpOverload, None], origin: Origin) -> str:
+    dtype = _SCALAR_TYPES.get(tensor.dtype, str(tensor.dtype))
+    return (
+        f"Expected an IPU tensor but got tensor(device={tensor.device}, shape={list(tensor.shape)}, dtype={dtype}).\n"
+        'Constant tensors should be moved explicitly to the IPU, via cpu_tensor.to("ipu"), or be made a buffer.\n'
+        f"It is an operand of {_describe(func, origin)}."
+    )
+
+
+# -- operators with a handling of their own ----------------------------------------------------
+
+
+def _to(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """`Tensor.to` and its kin: a constant enters, a dtype changes, nothing leaves."""
+    tensor, bound = args[0], _bind(func, args, kwargs)
+    dtype, device = bound.get("dtype"), bound.get("device")
+    if isinstance(bound.get("other"), torch.Tensor):
+        dtype, device = bound["other"].dtype, bound["other"].device
+    if not isinstance(tensor, CapturedTensor):
+        return capture.lift(tensor, dtype)
+    if device is not None and torch.device(device).type != "ipu":
+        raise poptorch_error(
+            'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output as an '
+            f"IPU tensor. ({capture._origin.source})"
+        )
+    if dtype is None or dtype == tensor.dtype:
+        return capture.share(tensor) if bound.get("copy") or func is aten._to_copy.default else tensor
+    return capture.record(aten._to_copy.default, (tensor,), {"dtype": dtype})
+
+
+def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def _copy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    target, source = args[:2]
+    if not isinstance(target, CapturedTensor):
+        raise poptorch_error(f"{_describe(func, capture._origin)} writes to a tensor on the CPU; return the value instead.")
+    capture.write(target, source if isinstance(source, CapturedTensor) else capture.lift(source))
+    return target
+
+
+def _reshape(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    shape = kwargs.get("size", kwargs.get("shape", args[1] if len(args) > 1 else None))
+    with capture.program.fake_mode:
+        sizes = list(args[0].stand_in.reshape(shape).shape)
+    return capture.record(aten.reshape.default, (args[0], sizes), {})
+
+
+def _share(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return capture.share(args[0])
+
+
+def _contiguous(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0] if args[0].stand_in.is_contiguous() else capture.share(args[0])
+
+
+def _same(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    return args[0]
+
+
+def _slice(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """A slice of everything, which indexing makes of every `:`, is no operator."""
+    bound = _bind(func, args, kwargs)
+    size = args[0].size(bound.get("dim", 0))
+    start, end, step = bound.get("start") or 0, bound.get("end"), bound.get("step", 1)
+    whole = start in (0, -size) and (end is None or end >= size) and step == 1
+    return args[0] if whole else capture.record(func, args, kwargs)
+
+
+def _dropout(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    bound = _bind(func, args, kwargs)
+    if not bound["train"] or bound["p"] == 0:
+        return capture.share(bound["input"])
+    return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
+
+
+def _cross_entropy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    bound = _bind(func, args, kwargs)
+    plain = bound.get("weight") is None and not bound.get("label_smoothing")
+    if plain and not bound["target"].dtype.is_floating_point:
+        return capture.record(func, args, kwargs)
+    with capture._mode:
+        return func.decompose(*args, **kwargs)
+
+
+def _to_host(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    raise poptorch_error(
+        f"{_describe(func, capture._origin)} needs a tensor's value on the host, which is not known while the model is "
+        "compiled (a Python `if`, `bool()`, `int()` or `.item()` of a tensor). Use `torch.where`, `poptorch.cond` or "
+        "`poptorch.for_loop`, or compute it before the model is called."
+    )
+
+
+_HANDLERS: dict[OpOverload, Callable[[Capture, OpOverload, tuple[Any, ...], dict[str, Any]], Any]] = {
+    aten.to.device: _to,
+    aten.to.dtype: _to,
+    aten.to.dtype_layout: _to,
+    aten.to.other: _to,
+    aten.type_as.default: _to,
+    aten._to_copy.default: _to,
+    aten.copy_.default: _copy,
+    aten.view.default: _reshape,
+    aten._unsafe_view.default: _reshape,
+    aten.reshape.default: _reshape,
+    aten._reshape_alias.default: _reshape,
+    aten.clone.default: _share,
+    aten.lift_fresh.default: _same,
+    aten.alias.default: _same,
+    aten.contiguous.default: _contiguous,
+    aten.slice.Tensor: _slice,
+    aten.dropout.default: _dropout,
+    aten.cross_entropy_loss.default: _cross_entropy,
+    aten._local_scalar_dense.default: _to_host,
+    aten.item.default: _to_host,
+    aten.is_nonzero.default: _to_host,
+    aten.equal.default: _to_host,
+    aten.allclose.default: _to_host,
+}

@@ -1,0 +1,55 @@
+"""Which module and which line of the user's code an operator comes from."""
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+import torch
+
+_FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
+_CALL_MODULE = torch.nn.Module._call_impl.__code__
+_APPLY_FUNCTION = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+class Origin(NamedTuple):
+    """The user's place an operator was called from."""
+
+    module: str
+    """Dotted path of the innermost module; empty for the root."""
+    source: Optional[str]
+    """`file:line` of the innermost frame that is neither torch's nor the simulator's."""
+    in_function: bool
+    """Inside the forward of a `torch.autograd.Function`, which runs with gradients off."""
+
+
+def locate(modules: Mapping[int, str]) -> Origin:
+    """The origin of the operator being dispatched; `modules` names modules by identity."""
+    source: Optional[str] = None
+    in_function = False
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if code is _APPLY_FUNCTION:
+            in_function = True
+        elif code is _CALL_MODULE:
+            name = modules.get(id(frame.f_locals.get("self")))
+            if name is not None and source is not None:
+                return Origin(name, source, in_function)
+            if name is not None:
+                module, source = name, _first_foreign_line(frame.f_back)
+                return Origin(module, source, in_function)
+        elif source is None and not code.co_filename.startswith(_FOREIGN):
+            source = f"{code.co_filename}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return Origin("", source, in_function)
+
+
+def _first_foreign_line(frame: object) -> Optional[str]:
+    while frame is not None:
+        code = frame.f_code  # type: ignore[attr-defined]
+        if not code.co_filename.startswith(_FOREIGN):
+            return f"{code.co_filename}:{frame.f_lineno}"  # type: ignore[attr-defined]
+        frame = frame.f_back  # type: ignore[attr-defined]
+    return None
