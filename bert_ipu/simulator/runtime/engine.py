@@ -1,0 +1,234 @@
+"""Runs a compiled program: device iterations x micro-batches x replicas, then the weight update.
+
+Which micro-batch comes when: inputs hold [device iterations, gradient accumulation, replicas, micro-batch] along
+dimension 0, as PopART's streams deliver them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bert_ipu.simulator.errors import Error
+from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.params import SimulatorParams
+from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, is_outer, lower_micro_batch
+from bert_ipu.simulator.runtime.native import Kernels, load_kernels
+from bert_ipu.simulator.runtime.numerics import choose_numerics
+from bert_ipu.simulator.runtime.outputs import Collector, make_collector
+from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
+from bert_ipu.simulator.runtime.replication import Replication, analyse_replication
+from bert_ipu.simulator.runtime.settings import ExecutionSettings
+from bert_ipu.simulator.runtime.update import Update, lower_update
+from bert_ipu.simulator.runtime.variables import VariableStore
+
+
+@dataclass
+class Run:
+    """What generated code is given besides values."""
+
+    draws: Draws
+    all_reduce: Callable[[Tensor], None] | None
+
+
+@contextmanager
+def device_code() -> Iterator[None]:
+    """Operators are called below autograd: nothing is recorded, and each call is cheaper."""
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+class Executable:
+    """A program with its settings, its generated code, and its variables on the device."""
+
+    def __init__(self, program: Program, settings: ExecutionSettings, params: SimulatorParams) -> None:
+        self.program, self.settings, self.params = program, settings, params
+        self.step = 0
+        """Weight updates (device iterations, for inference) since the start; part of every random draw."""
+        self.seed = settings.seed
+        self.cycles: dict[str, float] = {}
+        if params.is_null:
+            return
+        self.device = torch.device(params.device)
+        if params.threads is not None:
+            torch.set_num_threads(params.threads)
+        native = params.native_kernels and self.device.type == "cpu"
+        self.kernels: Kernels | None = load_kernels() if native else None
+        self.numerics = choose_numerics(params.numerics, self.device, settings.stochastic_rounding)
+        self.replication: Replication = analyse_replication(
+            program,
+            settings.replication_factor,
+            settings.global_replicas,
+            settings.instance * settings.replication_factor,
+        )
+        _number(program)
+        self.crossing: list[fx.Node] = crossing_nodes(program)
+        self.micro: MicroBatch = lower_micro_batch(program, self.numerics, self.device, self.kernels)
+        self.update: Update | None = None
+        if any(is_outer(node) for node in program.operators()):
+            self.update = lower_update(
+                program, self.replication, self.numerics, self.device, self.kernels, self.crossing
+            )
+        self.store = VariableStore(
+            program, self.replication, self.numerics, self.device, params.nan_uninitialised
+        )
+        self._invariants: list[tuple[Any, ...]] | None = None
+
+    # -- variables -------------------------------------------------------------------------------
+
+    def load_variable(self, name: str, tensor: Tensor) -> None:
+        """Copy a host value to the device, for all replicas."""
+        self._require_device()
+        self._invariants = None
+        self.store.load(name, tensor)
+
+    def read_variable(self, name: str) -> Tensor:
+        """Copy a value from the device: [groups, ...] where replicas are grouped."""
+        self._require_device()
+        return self.store.read(name)
+
+    def set_scalar(self, name: str, value: float) -> None:
+        """Set an optimizer scalar for the next run."""
+        self._require_device()
+        self._invariants = None
+        for tensor in self.store.values[name]:
+            tensor.fill_(value)
+
+    def reset_states(self) -> None:
+        """Give the optimizer's state its first values again."""
+        self._require_device()
+        self.store.reset_states()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run changes: variables of every replica, the seed and the step."""
+        self._require_device()
+        values = {
+            name: [value.cpu().clone() for value in values] for name, values in self.store.values.items()
+        }
+        return {"variables": values, "step": self.step, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        self._require_device()
+        self._invariants = None
+        for name, values in state["variables"].items():
+            for target, source in zip(self.store.values[name], values, strict=True):
+                target.copy_(source)
+        self.step, self.seed = state["step"], state["seed"]
+
+    def _require_device(self) -> None:
+        if self.params.is_null:
+            raise Error('This executable was compiled for an offline target (device="null"); it cannot run.')
+
+    # -- running ---------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Run all device iterations and return the flat outputs, in the order of `program.outputs`.
+
+        inputs: one tensor per `program.inputs`, all micro-batches along dimension 0.
+        """
+        self._require_device()
+        with device_code():
+            started = time.perf_counter()
+            feeds = self._feeds(inputs)
+            collectors = self._collectors()
+            for iteration in range(self.settings.device_iterations):
+                self._iterate(iteration, feeds, collectors)
+            results = [collector.result() for collector in collectors]
+            self.cycles["run"] = time.perf_counter() - started
+        return results
+
+    def _feeds(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
+        """Each input's micro-batches, as carriers on the device."""
+        feeds = []
+        for spec, tensor in zip(self.program.inputs, inputs, strict=True):
+            dtype = self.numerics.activation(spec.dtype)
+            count = self.settings.micro_batches
+            carrier = tensor.detach().to(device=self.device, dtype=dtype)
+            if not spec.batched:
+                feeds.append([carrier] * count)
+                continue
+            if carrier.shape[0] != spec.shape[0] * count:
+                raise Error(
+                    f"input {spec.name} has {carrier.shape[0]} rows; {count} micro-batches of {spec.shape[0]} "
+                    f"make {spec.shape[0] * count}"
+                )
+            feeds.append(list(torch.split(carrier, spec.shape[0])))
+        return feeds
+
+    def _collectors(self) -> list[Collector]:
+        pairs = zip(self.program.outputs, self.program.results())
+        return [make_collector(spec, node.meta["val"], self.settings) for spec, node in pairs]
+
+    def _iterate(self, iteration: int, feeds: list[list[Tensor]], collectors: list[Collector]) -> None:
+        """One device iteration: all micro-batches of all replicas, then one update."""
+        settings = self.settings
+        invariants = self._prepare()
+        crossing: list[list[Tensor]] = [[] for _ in self.crossing]
+        normal = [c for c, node in zip(collectors, self.program.results()) if not is_outer(node)]
+        outer = [c for c, node in zip(collectors, self.program.results()) if is_outer(node)]
+        first = iteration * settings.gradient_accumulation * settings.replication_factor
+        for micro_batch in range(settings.gradient_accumulation):
+            for replica in range(settings.replication_factor):
+                row = first + micro_batch * settings.replication_factor + replica
+                run = self._run_for([(micro_batch, replica)])
+                values = self.store.of_replica(self.micro.variables, replica)
+                kept = invariants[replica if len(invariants) > 1 else 0]
+                results = self.micro.body(run, (*values, *kept, *[feed[row] for feed in feeds]))
+                for collector, value in zip(normal, results):
+                    collector.add([value])
+                self._cross(crossing, results[len(normal) :], replica)
+        if self.update is not None:
+            self._update(crossing, outer)
+        self.step += 1
+
+    def _prepare(self) -> list[tuple[Any, ...]]:
+        """What the prologue computes from the variables: once, or per replica where any variable differs."""
+        if self._invariants is None:
+            width = self.settings.replication_factor if self.replication.divergent else 1
+            run = self._run_for([(0, 0)])
+            self._invariants = [
+                self.micro.prologue(run, self.store.of_replica(self.micro.variables, replica))
+                for replica in range(width)
+            ]
+        return self._invariants
+
+    def _run_for(self, micro_batches: list[tuple[int, int]]) -> Run:
+        """The draws of (micro-batch, replica) pairs."""
+        everyone = self.replication.total
+        places = [(a * everyone + self.replication.first + r, self.step) for a, r in micro_batches]
+        return Run(Draws(seed_key(self.seed), make_places(places), self.kernels), self.settings.all_reduce)
+
+    def _cross(self, crossing: list[list[Tensor]], values: Sequence[Tensor], replica: int) -> None:
+        """Keep what the update reads: the sum over replicas where that is enough, else each replica's last value."""
+        for held, node, value in zip(crossing, self.crossing, values):
+            if node in self.replication.pooled and held:
+                held[0] = held[0].float() + value.float() if value.is_floating_point() else held[0] + value
+            elif len(held) > replica:
+                held[replica] = value
+            else:
+                held.append(value)
+
+    def _update(self, crossing: list[list[Tensor]], outer: list[Collector]) -> None:
+        assert self.update is not None, "only training programs have an update"
+        values = [self.store.values[name][replica] for name, replica in self.update.slots]
+        values += [value for held in crossing for value in held]
+        run = self._run_for([(self.settings.gradient_accumulation, 0)])
+        results = self.update.function(run, values)
+        self._invariants = None
+        replicas = self.settings.replication_factor
+        for index, collector in enumerate(outer):
+            mine = results[index * replicas : (index + 1) * replicas]
+            collector.add(list(mine) * self.settings.gradient_accumulation)
+
+
+def _number(program: Program) -> None:
+    """Number the operators: stochastic rounding draws by it. Two apart, so that second results have their own."""
+    for number, node in enumerate(program.operators()):
+        node.meta["number"] = 8 * number

@@ -1,0 +1,1 @@
+"""C++ kernels of the runtime: small loops over plain pointers, called through ctypes."""

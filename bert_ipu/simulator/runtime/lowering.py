@@ -1,0 +1,179 @@
+"""From an operator of the graph to instructions on carriers: dtypes, rounding, random draws, subgraphs.
+
+One micro-batch at a time; `batching.py` adds the leading dimension on top, `update.py` the replicas.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+import torch
+from torch import Tensor, fx
+
+from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph.ir import Subgraph, mutated
+from bert_ipu.simulator.runtime import numerics as rounding
+from bert_ipu.simulator.runtime import operators
+from bert_ipu.simulator.runtime.custom import custom_op_function
+from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
+from bert_ipu.simulator.runtime.native import Kernels
+from bert_ipu.simulator.runtime.numerics import Numerics
+
+DRAWS = Name(f"{RUN.text}.draws")
+
+Result = Union[Name, tuple[Name, ...]]
+
+
+@dataclass
+class Emitter:
+    """Appends the instructions that compute operators; `carrier` maps a device dtype to the one that holds it."""
+
+    code: Code
+    numerics: Numerics
+    device: torch.device
+    kernels: Kernels | None
+    carrier: Callable[[torch.dtype], torch.dtype]
+
+    def operator(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
+        """Emit `node` with its operands replaced by names; the results have carriers' dtypes and are rounded."""
+        function, args = self._function(node, [self.constant(value) for value in args])
+        kwargs = {key: self.constant(value) for key, value in kwargs.items()}
+        value = node.meta["val"]
+        label = _label(node)
+        pure = not (mutated(node) or getattr(node.target, "effect", False))
+        if isinstance(value, Tensor):
+            name = self.code.emit(function, *args, pure=pure, label=label, **kwargs)
+            return self.settle(node, name, value, 0)
+        names = self.code.emit_tuple(len(value), function, *args, pure=pure, label=label, **kwargs)
+        return tuple(
+            self.settle(node, name, item, index) if isinstance(item, Tensor) else name
+            for index, (name, item) in enumerate(zip(names, value))
+        )
+
+    def _function(self, node: fx.Node, args: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
+        """The function that computes a node, and its arguments where they change."""
+        target = node.target
+        name = operators.operator_name(target)
+        if target in operators.DRAWING_OVERLOADS or name in operators.DRAWING:
+            drawing = operators.DRAWING_OVERLOADS.get(target) or operators.DRAWING[name]
+            return drawing, [DRAWS, node.meta.get("random", 0), *args]
+        if target is ops.for_loop:
+            return _loop(self.subroutine(args[0])), [RUN, *args[1:]]
+        if target is ops.cond:
+            return _branch(self.subroutine(args[1]), self.subroutine(args[2])), [RUN, args[0], *args[3:]]
+        if target in (ops.custom_op, ops.custom_op_grad):
+            return custom_op_function(node), args
+        for position in operators.LONG_ARGUMENTS.get(name, ()):
+            if position < len(args) and args[position] is not None:
+                args[position] = self.code.emit(operators.as_long, args[position])
+        return operators.implementation(target), args
+
+    def constant(self, value: Any) -> Any:
+        """A constant argument as the carriers have it: dtypes and devices replaced, also inside lists."""
+        if isinstance(value, torch.dtype):
+            return self.carrier(value)
+        if isinstance(value, torch.device):
+            return self.device
+        if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+            return type(value)(self.constant(item) for item in value)
+        return list(value) if isinstance(value, torch.Size) else value
+
+    def settle(self, node: fx.Node, name: Name, value: Tensor, index: int) -> Name:
+        """Bring a result to its carrier's dtype and its rounding."""
+        plain_name = operators.operator_name(node.target)
+        if mutated(node) or (plain_name in operators.VIEWS):
+            return name if not mutated(node) else self._round_variable(node, name, value)
+        if not value.dtype.is_floating_point:
+            return (
+                self.code.emit(Tensor.to, name, self.carrier(value.dtype))
+                if value.dtype == torch.int32
+                else name
+            )
+        if value.dtype != torch.float16:
+            return name
+        if self.carrier(torch.float16) == torch.bfloat16 and plain_name not in operators.EXACT:
+            return self.code.emit(Tensor.to, name, torch.bfloat16)
+        if not self.numerics.rounds or plain_name in operators.EXACT:
+            return name
+        return self.round(name, node.meta.get("number", 0) + index, fresh=plain_name not in operators.CASTS)
+
+    def _round_variable(self, node: fx.Node, name: Name, value: Tensor) -> Name:
+        if (
+            not self.numerics.rounds
+            or value.dtype != torch.float16
+            or node.target in (ops.assign, ops.accumulator_zero)
+        ):
+            return name
+        return self.round(name, node.meta.get("number", 0), fresh=True, pure=False)
+
+    def round(self, name: Name, number: int, fresh: bool, pure: bool = True) -> Name:
+        """Round to fp16, in place where the value is nobody else's."""
+        if not fresh:
+            name = self.code.emit(torch.clone, name)
+        if self.numerics.stochastic:
+            self._producer(name).hoistable = False  # rounding writes into it again at each micro-batch
+            return self.code.emit(rounding.round_half_stochastic, name, DRAWS, number, pure=pure)
+        return self.code.emit(rounding.round_half, name, self.kernels, pure=pure)
+
+    def _producer(self, name: Name) -> Instruction:
+        return next(i for i in reversed(self.code.instructions) if name in i.results)
+
+    def subroutine(self, body: Subgraph) -> Callable[..., tuple[Any, ...]]:
+        """A function (run, *inputs) that runs the body of a loop or branch."""
+        code = Code(f"b{body.name}" if body.name.isidentifier() else "body")
+        inner = Emitter(code, self.numerics, self.device, self.kernels, self.carrier)
+        parameters = {node: Name(f"a{index}") for index, node in enumerate(body.placeholders)}
+        env: dict[fx.Node, Any] = dict(parameters)
+        for node in body.graph.nodes:
+            if node.op == "call_function":
+                env[node] = inner.operator(node, *resolve(node, env))
+        results = [env[node] for node in body.results]
+        instructions = remove_unused(code.instructions, results)
+        function, _ = generate("body", list(parameters.values()), instructions, results)
+        return lambda run, *inputs: function(run, inputs)
+
+
+def resolve(node: fx.Node, env: dict[fx.Node, Any]) -> tuple[list[Any], dict[str, Any]]:
+    """A node's arguments with nodes replaced by what `env` holds for them."""
+    args = [_resolve(value, env) for value in node.args]
+    if node.target is operator.getitem and isinstance(args[0], tuple):
+        return args, {}
+    return args, {key: _resolve(value, env) for key, value in node.kwargs.items()}
+
+
+def _resolve(value: Any, env: dict[fx.Node, Any]) -> Any:
+    if isinstance(value, fx.Node):
+        return env[value]
+    if isinstance(value, (list, tuple)) and not isinstance(value, torch.Size):
+        return (
+            type(value)(_resolve(item, env) for item in value)
+            if type(value) in (list, tuple)
+            else tuple(_resolve(item, env) for item in value)
+        )
+    if isinstance(value, dict):
+        return {key: _resolve(item, env) for key, item in value.items()}
+    return value
+
+
+def _loop(body: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    def run_loop(run: Any, count: int, *inputs: Tensor, carried: int) -> tuple[Any, ...]:
+        values = inputs
+        for _ in range(count):
+            values = (*body(run, *values)[:carried], *values[carried:])
+        return values[:carried]
+
+    return run_loop
+
+
+def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    def run_branch(run: Any, predicate: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
+        return tuple((then if bool(predicate) else other)(run, *inputs))
+
+    return run_branch
+
+
+def _label(node: fx.Node) -> str:
+    return " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))

@@ -1,0 +1,112 @@
+"""How values of the device's dtypes are carried on the host, and rounded.
+
+"ipu": an fp16 value is held in a float32 tensor and rounded to fp16 after each operator; arithmetic inside an
+operator is fp32, as partial sums are on the IPU.  Matmuls in fp16 would be 10 to 1000 times slower here.
+"fast": an fp16 value is held in bf16 and weights keep a float32 master copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bert_ipu.simulator.runtime.native import Kernels
+from bert_ipu.simulator.runtime.random import ROUNDING, Draws, random_words
+
+HALF_MAX = 65504.0
+HALF_SMALLEST_NORMAL = 2.0**-14
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """The chosen way of carrying half precision."""
+
+    mode: str
+    half: torch.dtype
+    """What carries fp16 between the operators of a micro-batch."""
+    stochastic: bool = False
+
+    @property
+    def rounds(self) -> bool:
+        """Whether fp16 results are rounded to fp16."""
+        return self.mode == "ipu"
+
+    def activation(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that carries a value of `dtype` inside a micro-batch."""
+        return self.half if dtype == torch.float16 else _narrow(dtype)
+
+    def stored(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype that carries a variable of `dtype`, and everything of the optimizer."""
+        return torch.float32 if dtype == torch.float16 else _narrow(dtype)
+
+
+def _narrow(dtype: torch.dtype) -> torch.dtype:
+    return {torch.float64: torch.float32, torch.int64: torch.int32}.get(dtype, dtype)
+
+
+def choose_numerics(mode: str, device: torch.device, stochastic: bool) -> Numerics:
+    """The numerics of a run; "fast" takes bf16 only where the device multiplies it faster than float32."""
+    if mode == "ipu":
+        return Numerics(mode, torch.float32, stochastic)
+    return Numerics(mode, torch.bfloat16 if has_fast_bf16(device) else torch.float32)
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the device has instructions for bf16 dot products."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def round_half(x: Tensor, kernels: Kernels | None) -> Tensor:
+    """float32 x rounded to the nearest fp16 value, in place where x is dense; overflow gives infinity."""
+    if kernels is None or x.device.type != "cpu" or not x.is_contiguous():
+        return x.half().float()
+    kernels.round_half(x.data_ptr(), x.data_ptr(), x.numel())
+    return x
+
+
+def round_half_stochastic(x: Tensor, draws: Draws, op: int) -> Tensor:
+    """float32 x rounded to one of its two fp16 neighbours, with the probability of its distance; in place if dense.
+
+    x: [K * n, ...] or [K, ...] for K streams.
+    """
+    elements = x.numel() // draws.streams
+    x = x.contiguous()
+    if draws.kernels is not None and x.device.type == "cpu":
+        draws.kernels.round_half_stochastic(
+            x.data_ptr(),
+            x.data_ptr(),
+            draws.streams,
+            elements,
+            draws.key_pointer,
+            op | ROUNDING,
+            draws.places_pointer,
+        )
+        return x
+    return _round_half_stochastic_in_torch(x, draws, op)
+
+
+def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int) -> Tensor:
+    """The same function as `kernels/rounding.cpp`, element by element."""
+    elements = x.numel() // draws.streams
+    random16 = _halves(draws, op | ROUNDING, elements, x.device).view(x.shape)
+    magnitude = x.abs()
+    bits = magnitude.view(torch.int32) + (random16 >> 3).to(torch.int32)
+    normal = (bits & ~0x1FFF).view(torch.float32)
+    units = magnitude * 2.0**24
+    whole = units.floor()
+    subnormal = (whole + (random16 < (units - whole) * 65536.0)) * 2.0**-24
+    rounded = torch.where(magnitude < HALF_SMALLEST_NORMAL, subnormal, normal)
+    rounded = torch.where(rounded > HALF_MAX, torch.inf, rounded)
+    return torch.where(x.isnan(), x, torch.copysign(rounded, x))
+
+
+def _halves(draws: Draws, op: int, elements: int, device: torch.device) -> Tensor:
+    """[streams, elements]: of every 128 elements, the low halves of 64 words, then the high ones."""
+    spans = -(-elements // 128)
+    words = random_words(draws, op, spans * 64, device).view(draws.streams, spans, 1, 64)
+    halves = torch.cat([words & 0xFFFF, words >> 16], dim=2)
+    return halves.reshape(draws.streams, spans * 128)[:, :elements]

@@ -1,0 +1,140 @@
+"""The weight update: what a program runs after the last micro-batch, over all replicas of the instance.
+
+A value is one name where all replicas have the same, else one name per replica; `replica_reduce` makes one of many.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph.ir import Program, mutated
+from bert_ipu.simulator.runtime.instructions import RUN, Code, Name, generate, remove_unused
+from bert_ipu.simulator.runtime.lowering import Emitter, resolve
+from bert_ipu.simulator.runtime.micro import is_outer, outer_nodes, variable_nodes
+from bert_ipu.simulator.runtime.native import Kernels
+from bert_ipu.simulator.runtime.numerics import Numerics
+from bert_ipu.simulator.runtime.replication import Replication
+
+REDUCE = Name(f"{RUN.text}.all_reduce")
+
+Replicated = list[Any]
+"""One value where replicas agree, else one per replica."""
+
+
+@dataclass
+class Update:
+    """The compiled function of the outer context: update(run, (*variables, *crossing)) -> outputs."""
+
+    function: Callable[..., tuple[Any, ...]]
+    source: str
+    slots: list[tuple[str, int]]
+    """(variable, replica) of each leading value it takes."""
+
+
+@dataclass
+class _Lowering:
+    program: Program
+    replication: Replication
+    emitter: Emitter
+    env: dict[fx.Node, Replicated] = field(default_factory=dict)
+
+    def run(self, node: fx.Node) -> None:
+        if node.target is ops.replica_reduce:
+            self.env[node] = self.reduce(node)
+            return
+        width = max((len(self.env[read]) for read in node.all_input_nodes), default=1)
+        results = []
+        for replica in range(width):
+            local = {read: self._of(read, replica) for read in node.all_input_nodes}
+            results.append(self.emitter.operator(node, *resolve(node, local)))
+        self.env[node] = results
+
+    def _of(self, node: fx.Node, replica: int) -> Any:
+        values = self.env[node]
+        return values[replica] if len(values) > 1 else values[0]
+
+    def reduce(self, node: fx.Node) -> Replicated:
+        source: Any = node.args[0]
+        values = self.env[source]
+        groups: Any = node.kwargs.get("groups")
+        mean = node.kwargs["reduction"] == "mean"
+        emit = self.emitter.code.emit
+        if groups is not None:
+            return [
+                emit(combine, None, mean, len(members), *[values[min(r, len(values) - 1)] for r in members])
+                for members in self.replication.members(groups)
+            ]
+        everyone = self.replication.total
+        if source in self.replication.pooled:
+            return [emit(combine, REDUCE, mean, everyone, values[0])]
+        if len(values) == 1:
+            values = values * self.replication.local
+        return [emit(combine, REDUCE, mean, everyone, *values)]
+
+
+def combine(all_reduce: Callable[[Tensor], None] | None, mean: bool, count: int, *values: Tensor) -> Tensor:
+    """The sum (or mean) of `count` replicas' values, `values` being this instance's."""
+    total = values[0]
+    if len(values) > 1:
+        total = values[0] + values[1]
+        for value in values[2:]:
+            total += value
+    if all_reduce is not None:
+        total = total.contiguous() if len(values) > 1 else total.clone(memory_format=torch.contiguous_format)
+        all_reduce(total)
+    return total / count if mean and count > 1 else total
+
+
+def lower_update(
+    program: Program, replication: Replication, numerics: Numerics, device: torch.device, kernels: Kernels | None,
+    crossing: list[fx.Node],
+) -> Update:  # fmt: skip
+    """Compile the program's outer context for all replicas of the instance."""
+    code = Code("update")
+    emitter = Emitter(code, numerics, device, kernels, numerics.stored)
+    lowering = _Lowering(program, replication, emitter)
+    parameters: list[Name] = []
+    slots: list[tuple[str, int]] = []
+    nodes = variable_nodes(program)
+    for variable, node in nodes.items():
+        width = replication.width(variable)
+        names = [Name(f"v{len(parameters) + replica}") for replica in range(width)]
+        parameters += names
+        slots += [(variable, replica) for replica in range(width)]
+        lowering.env[node] = names
+    for node in crossing:
+        width = 1 if node in replication.pooled else replication.local
+        names = [Name(f"v{len(parameters) + replica}") for replica in range(width)]
+        parameters += names
+        lowering.env[node] = [_widen(emitter, node, name) for name in names]
+    for node in program.operators():
+        if not is_outer(node) and mutated(node):
+            lowering.env[node] = lowering.env[_placeholder(node)]
+    for node in outer_nodes(program):
+        lowering.run(node)
+    results = [lowering.env[node] for node in program.results() if is_outer(node)]
+    flat = [name for values in results for name in values * (replication.local // len(values))]
+    function, source = generate("update", parameters, remove_unused(code.instructions, flat), flat)
+    return Update(function, source, slots)
+
+
+def _placeholder(node: fx.Node) -> fx.Node:
+    """The placeholder of the variable that a chain of in-place nodes writes."""
+    while node.op != "placeholder":
+        node = node.args[mutated(node)[0]]  # type: ignore[assignment]
+    return node
+
+
+def _widen(emitter: Emitter, node: fx.Node, name: Name) -> Name:
+    """A micro-batch's value in the dtype that the update computes in."""
+    dtype = node.meta["val"].dtype
+    numerics = emitter.numerics
+    if numerics.activation(dtype) == numerics.stored(dtype):
+        return name
+    return emitter.code.emit(Tensor.to, name, numerics.stored(dtype))

@@ -1,0 +1,98 @@
+"""The values of a program's variables on the device, one per replica where replicas differ."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bert_ipu.simulator.graph.ir import Program, Role, Variable
+from bert_ipu.simulator.runtime.numerics import Numerics
+from bert_ipu.simulator.runtime.replication import Replication
+
+
+class VariableStore:
+    """Device memory: `values[name]` has one tensor, or one per replica of this instance."""
+
+    def __init__(
+        self, program: Program, replication: Replication, numerics: Numerics, device: torch.device, nan: bool
+    ) -> None:
+        self.program, self.replication, self.numerics, self.device = program, replication, numerics, device
+        self.values: dict[str, list[Tensor]] = {}
+        for variable in program.variables.values():
+            width = replication.width(variable.name)
+            self.values[variable.name] = [self._allocate(variable, nan) for _ in range(width)]
+        for variable in program.variables.values():
+            if variable.tensor is not None:
+                self.load(variable.name, variable.tensor)
+        self.reset_states()
+
+    def _allocate(self, variable: Variable, nan: bool) -> Tensor:
+        """Memory nobody has written: NaN where asked for, so that a missing initialisation shows."""
+        dtype = self.numerics.stored(variable.dtype)
+        fill = torch.nan if nan and dtype.is_floating_point else 0
+        return torch.full(variable.shape, fill, dtype=dtype, device=self.device)
+
+    def reset_states(self) -> None:
+        """Give optimizer states and scalars their first values; a state may start from its parameter."""
+        for variable in self.program.variables.values():
+            if variable.role not in (Role.STATE, Role.SCALAR) or variable.tensor is not None:
+                continue
+            for replica, value in enumerate(self.values[variable.name]):
+                value.fill_(variable.fill)
+                if variable.initial is not None:
+                    parameter, factor = variable.initial
+                    source = self.values[parameter]
+                    value.add_(source[min(replica, len(source) - 1)], alpha=factor)
+
+    def load(self, name: str, tensor: Tensor) -> None:
+        """Copy a host tensor to the device; with replica groups its first dimension counts the groups.
+
+        Raises ValueError for an unknown name or another shape.
+        """
+        variable = self._variable(name)
+        shape = (self.groups(variable), *variable.shape) if self.groups(variable) > 1 else variable.shape
+        grouped = tuple(tensor.shape) == shape and self.groups(variable) > 1
+        if tuple(tensor.shape) not in (shape, variable.shape):
+            raise ValueError(
+                f"{name} has shape {tuple(variable.shape)} on the device, was given {tuple(tensor.shape)}"
+            )
+        for replica, value in enumerate(self.values[name]):
+            source = tensor.detach()
+            if grouped:
+                assert variable.groups is not None, f"{name} has groups"
+                source = source[self.replication.group_of(variable.groups, self.replication.first + replica)]
+            value.copy_(source)
+
+    def groups(self, variable: Variable) -> int:
+        """How many values the host has of a variable."""
+        return 1 if variable.groups is None else self.replication.total // variable.groups.size
+
+    def read(self, name: str) -> Tensor:
+        """A copy for the host in the device's dtype: [groups, ...] with replica groups, else replica 0's value."""
+        variable = self._variable(name)
+        values = self.values[name]
+        if variable.groups is None or self.groups(variable) == 1:
+            return self._to_host(values[0], variable)
+        if variable.groups.retrieve_all:
+            return torch.stack([self._to_host(value, variable) for value in values])
+        first: dict[int, Tensor] = {}
+        for replica, value in enumerate(values):
+            first.setdefault(
+                self.replication.group_of(variable.groups, self.replication.first + replica), value
+            )
+        return torch.stack([self._to_host(first[group], variable) for group in sorted(first)])
+
+    @staticmethod
+    def _to_host(value: Tensor, variable: Variable) -> Tensor:
+        return value.detach().to(device="cpu", dtype=variable.dtype, copy=True)
+
+    def _variable(self, name: str) -> Variable:
+        if name not in self.program.variables:
+            raise ValueError(
+                f"the program has no variable {name!r}; it has {', '.join(self.program.variables)}"
+            )
+        return self.program.variables[name]
+
+    def of_replica(self, names: list[str], replica: int) -> list[Tensor]:
+        """The values one replica sees, in the order of `names`."""
+        return [self.values[name][replica if len(self.values[name]) > 1 else 0] for name in names]
