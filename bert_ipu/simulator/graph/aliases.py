@@ -49,6 +49,8 @@ class Storage:
 
     node: fx.Node
     version: int = 0
+    written: Optional[tuple[tuple[ViewStep, ...], fx.Node]] = None
+    """The last write: where, and the value."""
     owner: Union[str, int, None] = None
     """The variable (by name) or user input (by index) that this memory is."""
 
@@ -82,7 +84,7 @@ class View:
 
     def write(self, emit: Emitter, value: fx.Node) -> None:
         """Make `value` (of this view's shape and dtype) the new contents of what the view shows."""
-        if value is self.node and self.version == self.storage.version:
+        if self.storage.written == (self.path, value):
             return  # Python's `x[i] += y` ends by copying the piece to itself.
         parents = [self.storage.node]
         for step in self.path[:-1]:
@@ -92,6 +94,7 @@ class View:
             whole = _insert(emit, step, parent, whole)
         self.storage.node = whole
         self.storage.version += 1
+        self.storage.written = (self.path, value)
         self.node, self.version = value, self.storage.version
 
 

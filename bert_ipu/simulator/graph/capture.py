@@ -491,6 +491,13 @@ def _dropout(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: 
     return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
 
 
+def _recurrent(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    bound = _bind(func, args, kwargs)
+    if bound["dropout"] and bound["train"]:
+        raise poptorch_error(f"{_describe(func, capture._origin)}: dropout between layers is not supported on the IPU.")
+    return capture.record(func, args, kwargs)
+
+
 def _cross_entropy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     bound = _bind(func, args, kwargs)
     plain = bound.get("weight") is None and not bound.get("label_smoothing")
@@ -527,6 +534,7 @@ _HANDLERS: dict[OpOverload, Callable[[Capture, OpOverload, tuple[Any, ...], dict
     aten.slice.Tensor: _slice,
     aten.dropout.default: _dropout,
     aten.cross_entropy_loss.default: _cross_entropy,
+    **dict.fromkeys(normalise.RECURRENT, _recurrent),
     aten._local_scalar_dense.default: _to_host,
     aten.item.default: _to_host,
     aten.is_nonzero.default: _to_host,

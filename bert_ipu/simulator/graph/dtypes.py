@@ -27,3 +27,27 @@ def device_dtype(dtype: torch.dtype) -> torch.dtype:
     if demoted not in SUPPORTED:
         raise TypeError(f"Unsupported tensor input type from pytorch: {str(dtype).removeprefix('torch.')}")
     return demoted
+
+
+_aten = torch.ops.aten
+
+INT64_INDEX = frozenset(
+    {
+        _aten.gather.default,
+        _aten.scatter.src,
+        _aten.scatter.value,
+        _aten.scatter_add.default,
+        _aten.scatter_reduce.two,
+        _aten.take.default,
+        _aten.nll_loss_forward.default,
+        _aten.nll_loss_backward.default,
+        _aten.nll_loss2d_forward.default,
+        _aten.nll_loss2d_backward.default,
+        _aten.cross_entropy_loss.default,
+        _aten.multi_margin_loss.default,
+        _aten.multilabel_margin_loss_forward.default,
+        _aten.index_fill.int_Scalar,
+        _aten.index_copy.default,
+    }
+)
+"""ATen operators that accept int64 indices only: the int32 of the device is widened for them."""

@@ -16,7 +16,9 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import TreeSpec
+from torch.utils._pytree import TreeSpec, tree_map_only
+
+from bert_ipu.simulator.graph.dtypes import INT64_INDEX, device_dtype
 
 Pass = Literal["forward", "backward", "optimizer"]
 Context = Literal["normal", "outer"]
@@ -335,7 +337,20 @@ def infer(node: fx.Node, fake_mode: FakeTensorMode) -> Any:
     args, kwargs = fake_arguments(node)
     target = node.target.infer if isinstance(node.target, IpuOp) else node.target
     with fake_mode, torch.no_grad():
-        return target(*args, **kwargs)  # type: ignore[operator]
+        if target in INT64_INDEX:
+            args = tuple(widen(argument) for argument in args)
+        return tree_map_only(torch.Tensor, _on_device, target(*args, **kwargs))  # type: ignore[operator]
+
+
+def widen(argument: Any) -> Any:
+    """An index as ATen's indexing operators want it."""
+    is_index = isinstance(argument, torch.Tensor) and argument.dtype == torch.int32
+    return argument.to(torch.int64) if is_index else argument
+
+
+def _on_device(value: torch.Tensor) -> torch.Tensor:
+    dtype = device_dtype(value.dtype)
+    return value if dtype == value.dtype else value.to(dtype)
 
 
 def _check_functional(node: fx.Node) -> None:

@@ -24,13 +24,12 @@ WHOLE = frozenset(
         aten.cross_entropy_loss.default,
         aten.batch_norm.default,
         aten.instance_norm.default,
-        aten.lstm.input,
-        aten.gru.input,
-        aten.rnn_tanh.input,
-        aten.rnn_relu.input,
     }
 )
-"""Composite operators that stay one node."""
+"""Composite operators that stay one node; `RECURRENT` ones do too."""
+
+RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
+"""Recurrent layers. Their dropout is not supported, so they draw nothing."""
 
 RESIZING = frozenset({"resize_", "resize_as_", "set_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
 """In-place operators that change a tensor's shape, which an IPU tensor cannot."""
@@ -46,13 +45,13 @@ _FUNCTIONAL_NAMES = {
 @lru_cache(maxsize=None)
 def is_composite(target: OpOverload) -> bool:
     """Whether an operator is defined by others and is to be opened."""
-    return target not in WHOLE and bool(target._can_decompose())
+    return target not in WHOLE and target not in RECURRENT and bool(target._can_decompose())
 
 
 @lru_cache(maxsize=None)
 def is_random(target: OpOverload) -> bool:
     """Whether an operator draws random numbers."""
-    return torch.Tag.nondeterministic_seeded in target.tags
+    return torch.Tag.nondeterministic_seeded in target.tags and target not in RECURRENT
 
 
 @lru_cache(maxsize=None)

@@ -24,7 +24,11 @@ def _loss(value: torch.Tensor, *, reduction: str) -> torch.Tensor:
     return torch.empty_like(value) if reduction == "none" else value.new_empty(())
 
 
-def _declared(*inputs: Any, outputs: tuple[tuple[tuple[int, ...], torch.dtype], ...], **_: Any) -> tuple[Any, ...]:
+Declared = tuple[tuple[tuple[int, ...], torch.dtype], ...]
+"""Shapes and dtypes of an operator's results."""
+
+
+def _declared(*inputs: Any, outputs: Declared, **_: Any) -> tuple[Any, ...]:
     return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in outputs)
 
 
@@ -43,6 +47,10 @@ identity_loss = IpuOp("identity_loss", _loss)
 
 dropout_grad = IpuOp("dropout_grad", _same)
 """(grad, p): grad times the mask / (1 - p) that the dropout of the same `random` number drew."""
+
+cross_entropy_grad = IpuOp("cross_entropy_grad", lambda grad, logits, target, **_: torch.empty_like(logits))
+"""(grad, logits, target, *, reduction, ignore_index): the gradient of `aten.cross_entropy_loss` (class indices, no
+weights) with respect to the logits; `reduction` is torch's number: 0 none, 1 mean, 2 sum."""
 
 nop = IpuOp("nop", _same)
 """(x): x itself, kept (`poptorch.nop`, `poptorch.recomputationCheckpoint`)."""

@@ -1,0 +1,176 @@
+"""Autodiff: the backward pass of a forward graph, one gradient rule per operator.
+
+A reverse sweep over the (edited) forward.  Rules (`graph/gradients.py`) emit named nodes; an operator
+without one is differentiated by tracing torch's autograd over it alone (`graph/traced_gradients.py`).
+Backward nodes run where their forward node does.
+"""
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Optional
+
+import torch
+from torch import fx
+
+from bert_ipu.simulator.graph.ir import PLACEMENT, Program, Role
+
+aten = torch.ops.aten
+
+GradientRule = Callable[["Backward", fx.Node, Any], Iterator[tuple[fx.Node, fx.Node]]]
+"""(builder, forward node, gradient of its result or tuple of them) -> pairs (operand, its gradient)."""
+
+STOPPING = frozenset({aten.detach.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default})
+"""Operators no gradient goes through."""
+
+
+def requires_grad(program: Program) -> set[fx.Node]:
+    """The nodes that depend, differentiably, on a variable that requires a gradient."""
+    needing: set[fx.Node] = set()
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            variable = program.variables.get(node.meta.get("variable", ""))
+            if variable is not None and variable.requires_grad and variable.role is Role.PARAMETER:
+                needing.add(node)
+        elif node.op == "call_function" and any(n in needing for n in node.all_input_nodes) and _differentiable(node):
+            needing.add(node)
+    return needing
+
+
+def _differentiable(node: fx.Node) -> bool:
+    if node.meta.get("no_grad") or node.target in STOPPING:
+        return False
+    value = node.meta["val"]
+    leaves = value if isinstance(value, (tuple, list)) else (value,)
+    return any(isinstance(leaf, torch.Tensor) and leaf.dtype.is_floating_point for leaf in leaves)
+
+
+class Backward:
+    """Emits the backward of one program; what gradient rules build with."""
+
+    def __init__(self, program: Program, needing: set[fx.Node]) -> None:
+        self.program = program
+        self._needing = needing
+        self._forward: Optional[fx.Node] = None
+        self._gradients: dict[fx.Node, list[fx.Node]] = defaultdict(list)
+
+    def needs(self, operand: Any) -> bool:
+        """Whether an operand of the current node wants a gradient."""
+        return isinstance(operand, fx.Node) and operand in self._needing
+
+    def emit(self, target: Any, *args: Any, operand: Optional[int] = None, **kwargs: Any) -> fx.Node:
+        """Append a node of the current forward node's gradient, for its `operand`-th argument."""
+        meta: dict[str, Any] = {"pass": "backward", "context": "normal"}
+        forward = self._forward
+        if forward is not None:
+            meta.update({key: forward.meta[key] for key in _INHERITED if key in forward.meta})
+            meta["forward_node"] = (forward.name, operand)
+        return self.program.emit(target, *args, meta=meta, **kwargs)
+
+    # -- small pieces rules are made of --------------------------------------------------------
+
+    def reshape(self, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+        if tuple(node.meta["val"].shape) == tuple(shape):
+            return node
+        return self.emit(aten.reshape.default, node, list(shape))
+
+    def transpose(self, node: fx.Node) -> fx.Node:
+        """The last two dimensions exchanged."""
+        return self.emit(aten.transpose.int, node, -2, -1)
+
+    def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
+        return node if node.meta["val"].dtype == dtype else self.emit(aten._to_copy.default, node, dtype=dtype)
+
+    def sum_to(self, node: fx.Node, shape: Sequence[int]) -> fx.Node:
+        """Undo broadcasting: sum over the dimensions that `shape` lacks or has as 1."""
+        have = tuple(node.meta["val"].shape)
+        if have == tuple(shape):
+            return node
+        lead = len(have) - len(shape)
+        dims = [*range(lead), *(d + lead for d, size in enumerate(shape) if size == 1 and have[d + lead] != 1)]
+        if dims:
+            node = self.emit(aten.sum.dim_IntList, node, dims, True)
+        return self.reshape(node, shape)
+
+    def fit(self, node: fx.Node, operand: fx.Node) -> fx.Node:
+        """A gradient in the shape and dtype of its operand."""
+        value = operand.meta["val"]
+        return self.cast(self.sum_to(node, tuple(value.shape)), value.dtype)
+
+    # -- the sweep -----------------------------------------------------------------------------
+
+    def run(self, rule_of: Callable[[fx.Node], GradientRule], loss: fx.Node, seed: fx.Node) -> None:
+        """Sweep backwards from `loss`, whose gradient is `seed`."""
+        self._gradients[loss].append(seed)
+        order = [node for node in self.program.operators() if node.meta.get("pass") == "forward"]
+        for node in reversed(order):
+            if node in self._needing and self._reached(node):
+                self._differentiate(node, rule_of(node))
+
+    def _reached(self, node: fx.Node) -> bool:
+        return bool(self._gradients.get(node)) or any(self._gradients.get(item) for item in _items(node))
+
+    def _differentiate(self, node: fx.Node, rule: GradientRule) -> None:
+        if node.target is operator.getitem:
+            return  # Its gradient is read by the rule of the node that has the tuple.
+        gradient = self._of_result(node)
+        self._forward = node
+        for operand, found in rule(self, node, gradient):
+            self._gradients[operand].append(self.fit(found, operand))
+        self._forward = None
+
+    def _of_result(self, node: fx.Node) -> Any:
+        value = node.meta["val"]
+        if not isinstance(value, (tuple, list)):
+            return self.gradient(node)
+        gradients: list[Optional[fx.Node]] = [None] * len(value)
+        for item in _items(node):
+            found = self.gradient(item)
+            if found is not None:
+                index = item.args[1]
+                earlier = gradients[index]  # type: ignore[index]
+                gradients[index] = found if earlier is None else self.emit(aten.add.Tensor, earlier, found)  # type: ignore[index]
+        return gradients
+
+    def gradient(self, node: fx.Node) -> Optional[fx.Node]:
+        """The sum of the gradients of a node; None where the loss does not depend on it."""
+        parts = self._gradients.get(node)
+        if not parts:
+            return None
+        self._forward, outer = node, self._forward
+        while len(parts) > 1:
+            parts[:2] = [self.emit(aten.add.Tensor, parts[0], parts[1])]
+        self._forward = outer
+        return parts[0]
+
+
+_INHERITED = (*PLACEMENT, "module", "source", "block")
+
+
+def _items(node: fx.Node) -> list[fx.Node]:
+    return [user for user in node.users if user.target is operator.getitem]
+
+
+def differentiate(
+    program: Program, loss: fx.Node, seed: Callable[[Backward], fx.Node], rule_of: Callable[[fx.Node], GradientRule]
+) -> dict[str, fx.Node]:
+    """Append the backward pass to a program.
+
+    Returns the gradient of every parameter that the loss depends on, by the parameter's name.
+    `seed` emits the gradient of the loss (1, times the loss scaling).
+    """
+    needing = requires_grad(program)
+    if loss not in needing:
+        return {}
+    backward = Backward(program, needing)
+    with program.before(program.output):
+        backward.run(rule_of, loss, seed(backward))
+        gradients = {}
+        for node in program.placeholders():
+            name = node.meta.get("variable")
+            if name is not None and node in needing:
+                found = backward.gradient(node)
+                if found is not None:
+                    gradients[name] = found
+    return gradients

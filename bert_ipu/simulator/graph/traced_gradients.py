@@ -1,0 +1,97 @@
+"""The gradient of an operator that has no rule: torch's autograd over that operator alone, traced.
+
+The trace computes the operator again; where the graph already has a value (the operator's own result,
+or that of an equal node), the gradient reads it.
+"""
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from typing import Any, Optional
+
+import torch
+from torch import fx
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph.autodiff import Backward
+from bert_ipu.simulator.graph.ir import IpuOp, widen
+from bert_ipu.simulator.graph.normalise import is_random
+
+aten = torch.ops.aten
+
+_RESHAPES = (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
+
+
+def traced_rule(b: Backward, node: fx.Node, grad: Any) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """A gradient rule for any differentiable, deterministic ATen operator."""
+    if isinstance(node.target, IpuOp) or is_random(node.target):  # type: ignore[arg-type]
+        raise poptorch_error(f"{node.target} has no gradient ({node.meta.get('source')}).")
+    operands = list(dict.fromkeys(node.all_input_nodes))
+    wanted = [operand for operand in operands if b.needs(operand) and operand.meta["val"].dtype.is_floating_point]
+    grads = grad if isinstance(grad, list) else [grad]
+    used = [index for index, found in enumerate(grads) if found is not None]
+    traced = _trace(b, node, operands, wanted, [grads[i] for i in used], used)
+    found = _graft(b, node, traced, [*operands, *(grads[i] for i in used)])
+    for operand, gradient in zip(wanted, found):
+        if gradient is not None:
+            yield operand, gradient
+
+
+def _trace(
+    b: Backward, node: fx.Node, operands: list[fx.Node], wanted: list[fx.Node], grads: list[fx.Node], used: list[int]
+) -> fx.GraphModule:
+    def gradients(*values: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
+        inputs = dict(zip(operands, values))
+        leaves = {operand: inputs[operand].detach().requires_grad_() for operand in wanted}
+        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: leaves.get(n, inputs[n]))
+        results = node.target(*args, **kwargs)  # type: ignore[operator]
+        results = [results] if isinstance(results, torch.Tensor) else [results[i] for i in used]
+        reached = [(r, g) for r, g in zip(results, values[len(operands) :]) if r.requires_grad]
+        return torch.autograd.grad([r for r, _ in reached], list(leaves.values()), [g for _, g in reached], allow_unused=True)
+
+    with b.program.fake_mode:
+        values = [widen(n.meta["val"]).clone() for n in operands] + [n.meta["val"].clone() for n in grads]
+        with torch.enable_grad():
+            return make_fx(gradients, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
+
+
+def _graft(b: Backward, node: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]) -> list[Optional[fx.Node]]:
+    """Copy the traced nodes into the program; equal nodes of the forward are read instead."""
+    placed: dict[fx.Node, Any] = {}
+    names = iter(inputs)
+    traced.graph.eliminate_dead_code()
+    for inner in traced.graph.nodes:
+        if inner.op == "placeholder":
+            placed[inner] = next(names)
+        elif inner.op == "output":
+            return [None if out is None else placed[out] for out in inner.args[0]]
+        elif inner.op == "get_attr":
+            raise poptorch_error(f"{node.target} has a gradient with a constant in it ({node.meta.get('source')}).")
+        else:
+            placed[inner] = _copy(b, node, inner, placed)
+    raise AssertionError("a traced graph ends in an output")
+
+
+def _copy(b: Backward, node: fx.Node, inner: fx.Node, placed: dict[fx.Node, Any]) -> fx.Node:
+    args, kwargs = fx.map_arg((inner.args, inner.kwargs), lambda n: placed[n])
+    kwargs = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory", "layout")}
+    if inner.target in (aten.detach.default, aten.alias.default, aten.lift_fresh.default):
+        return args[0]  # type: ignore[no-any-return]
+    if inner.target in _RESHAPES:
+        return b.reshape(args[0], list(args[1]))
+    existing = _existing(node, inner.target, args, kwargs)
+    if existing is not None:
+        return existing
+    if inner.target is operator.getitem:
+        return b.emit(operator.getitem, *args)
+    return b.emit(inner.target, *args, **kwargs)
+
+
+def _existing(node: fx.Node, target: Any, args: Any, kwargs: dict[str, Any]) -> Optional[fx.Node]:
+    """The forward node, or an item of it, that already has this value."""
+    if target == node.target and tuple(args) == tuple(node.args) and not kwargs:
+        return node
+    if target is operator.getitem and args[0] is node:
+        return next((u for u in node.users if u.target is target and u.args == tuple(args)), None)
+    return None
