@@ -67,11 +67,11 @@ class PretrainDataConfig:
     """Where pretraining rows come from and how they are masked."""
 
     dataset: str = setting(
-        "records", "records reads train_folder; generated draws random tokens, to measure without data",
+        "records", "records reads train_data; generated draws random tokens, to measure without data",
         choices=("records", "generated"))
-    train_folder: str = setting(
-        "data/wikipedia/128", "folder of records made by data/prepare_wikipedia.py", "path")
-    eval_folder: str = setting("", "folder of held-out records; empty: no evaluation", "path")
+    train_data: str = setting(
+        "data/wikipedia/128", "folder of records, or pattern of TFRecord files, as in a/*.tfrecord", "path")
+    eval_data: str = setting("", "held-out rows of either kind; empty: no evaluation", "path")
     sequence_length: int = setting(128, "tokens of a row", "tokens", low=3)
     mask_tokens: int = setting(20, "most masked tokens of one sequence", "tokens", low=1)
     max_sequences_per_pack: int = setting(1, "sequences that share a row; 1: no packing", "sequences", low=1)
@@ -105,6 +105,7 @@ class SquadDataConfig:
     no_answer_threshold: float = setting(0.0, "SQuAD 2.0: score by which no answer must win")
     workers: int = setting(
         0, "processes that make features and load them; 0: the main process", "processes", low=0)
+    async_loader: bool = setting(False, "stack batches in a process of their own, ahead of the device")
 
 
 @dataclass(frozen=True)

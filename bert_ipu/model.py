@@ -52,7 +52,7 @@ def gather_tokens(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor
 class Embeddings(nn.Module):
     """Sum of word, position and sentence embeddings, normalised."""
 
-    def __init__(self, config: ModelConfig, word_embeddings: Optional[nn.Embedding] = None) -> None:
+    def __init__(self, config: ModelConfig, word_embeddings: Optional[nn.Module] = None) -> None:
         super().__init__()
         H = config.hidden_size
         self.word_embeddings = word_embeddings or nn.Embedding(config.vocab_size, H)
@@ -186,7 +186,7 @@ class Bert(nn.Module):
     """Embeddings and encoder; with a pooler for whom wants one, which the heads call themselves."""
 
     def __init__(
-        self, config: ModelConfig, word_embeddings: Optional[nn.Embedding] = None, with_pooler: bool = True
+        self, config: ModelConfig, word_embeddings: Optional[nn.Module] = None, with_pooler: bool = True
     ) -> None:
         super().__init__()
         self.embeddings = Embeddings(config, word_embeddings)
@@ -263,15 +263,12 @@ def mean_loss(scores: torch.Tensor, labels: torch.Tensor) -> Tuple[torch.Tensor,
 class BertForPreTraining(nn.Module):
     """BERT with both pretraining heads; the MLM decoder shares the word embedding's weight."""
 
-    def __init__(
-        self, config: ModelConfig, word_embeddings: Optional[nn.Embedding] = None,
-        decoder: Optional[nn.Linear] = None,
-    ) -> None:
+    def __init__(self, config: ModelConfig, decoder: Optional[nn.Linear] = None) -> None:
         super().__init__()
-        self.bert = Bert(config, word_embeddings)
+        self.bert = Bert(config)
         self.cls = PretrainingHeads(config, decoder)
         initialise(self, config)
-        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.weight
+        self.cls.predictions.decoder.weight = self.bert.embeddings.word_embeddings.get_parameter("weight")
 
     def forward(self, batch: PretrainBatch) -> PretrainOutput:
         """Losses and accuracies of one micro-batch, float32 scalars."""
@@ -290,7 +287,7 @@ class BertForPreTraining(nn.Module):
 class BertForQuestionAnswering(nn.Module):
     """BERT that scores every token as first and as last of the answer."""
 
-    def __init__(self, config: ModelConfig, word_embeddings: Optional[nn.Embedding] = None) -> None:
+    def __init__(self, config: ModelConfig, word_embeddings: Optional[nn.Module] = None) -> None:
         super().__init__()
         self.bert = Bert(config, word_embeddings, with_pooler=False)
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
@@ -312,8 +309,8 @@ def initialise(model: nn.Module, config: ModelConfig) -> None:
     Weights of google-research/bert are drawn so; torch's own defaults train worse.
     """
     deviation = config.initializer_range
-    for module in model.modules():
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.trunc_normal_(module.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-        if isinstance(module, nn.Linear):
-            nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            nn.init.trunc_normal_(parameter, std=deviation, a=-2 * deviation, b=2 * deviation)
+        elif name.endswith("bias"):
+            nn.init.zeros_(parameter)
