@@ -178,7 +178,10 @@ def _full_name(name: str) -> str:
 
 
 def _tied(weights: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
-    return {second: weights[first] for second, first in TIED_WEIGHTS.items() if first in weights}
+    """The second names of shared weights, where there is a pretraining head."""
+    if "cls.predictions.bias" not in weights:
+        return {}
+    return {second: weights[first] for second, first in TIED_WEIGHTS.items()}
 
 
 def _named_tensors(optimizer_state: Dict[str, Any]) -> Dict[str, torch.Tensor]:

@@ -53,8 +53,8 @@ class Recorder:
             return
         self._record("train", step, metrics)
         if self._bar is not None:
+            self._bar.set_postfix_str(_short(metrics), refresh=False)
             self._bar.update(1)
-            self._bar.set_postfix_str(_short(metrics))
 
     def evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record an evaluation after `step` steps."""
