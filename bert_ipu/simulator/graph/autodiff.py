@@ -65,7 +65,7 @@ class Backward:
         forward = self._forward
         if forward is not None:
             meta.update({key: forward.meta[key] for key in _INHERITED if key in forward.meta})
-            meta["forward_node"] = (forward.name, operand)
+            meta["forward_node"] = (forward, operand)
         return self.program.emit(target, *args, meta=meta, **kwargs)
 
     # -- small pieces rules are made of --------------------------------------------------------

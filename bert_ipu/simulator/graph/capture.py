@@ -174,6 +174,18 @@ class Capture:
             self._number(node)
         return self._results(node, host_dtypes)
 
+    def mark(self, tensor: Any, key: str, value: Any) -> None:
+        """Attach a note to the operator that made a tensor: an entry of its `attrs`."""
+        tensor = self._recognise(tensor)
+        if isinstance(tensor, CapturedTensor):
+            attributes = tensor.shown.read(self).meta.setdefault("attrs", {})
+            attributes[key] = value
+
+    def node_of(self, tensor: Any) -> Optional[fx.Node]:
+        """The node of a tensor's current value; None for what is not on the IPU."""
+        tensor = self._recognise(tensor)
+        return tensor.shown.read(self) if isinstance(tensor, CapturedTensor) else None
+
     def _results(self, node: fx.Node, host_dtypes: tuple[torch.dtype, ...]) -> Any:
         value = node.meta["val"]
         if isinstance(value, torch.Tensor):
@@ -203,6 +215,12 @@ class Capture:
         if not self._concerns_ipu(args, kwargs):
             return func(*args, **kwargs)
         self._origin = locate(self._modules)
+        result = self._dispatch(func, args, kwargs)
+        if func in normalise.LOSSES:
+            self.node_of(result).meta["loss"] = True  # type: ignore[union-attr]
+        return result
+
+    def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         handler = _HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional, Union
@@ -52,6 +52,35 @@ class ReplicaGroups:
     """Replicas in a group; 1 gives every replica its own value."""
     retrieve_all: bool = False
     """Reading returns every replica's value, not one per group."""
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """How gradients are reduced over accumulation steps and replicas."""
+
+    accumulation: int = 1
+    replicas: int = 1
+    """Over all instances."""
+    mean: bool = True
+    running: bool = False
+    """Divide while accumulating (mean only), not after; float16 accumulators need it."""
+
+    @property
+    def divisor(self) -> float:
+        """What the update divides the summed gradients by."""
+        return float(self.accumulation * self.replicas) if self.mean and not self.running else 1.0
+
+    @property
+    def of_replicas(self) -> Literal["mean", "sum"]:
+        return "mean" if self.mean and self.running else "sum"
+
+
+@dataclass(frozen=True)
+class ScalarSource:
+    """What a SCALAR variable is computed from: a formula of `graph/optimizers.py` and a parameter group."""
+
+    formula: str
+    group: int
 
 
 @dataclass
@@ -163,10 +192,9 @@ class Program:
     loss: Optional[fx.Node] = None
     tensor_names: dict[str, fx.Node] = field(default_factory=dict)
     """PopTorch's tensor names (`Gradient___...` included), for anchors and `getTensorNames`."""
-    gradient_accumulation: int = 1
-    replication_factor: int = 1
-    scalars: dict[str, str] = field(default_factory=dict)
-    """Where the host finds a SCALAR variable's value: variable name -> optimizer attribute path."""
+    reduction: Reduction = field(default_factory=Reduction)
+    scalars: dict[str, ScalarSource] = field(default_factory=dict)
+    """What each SCALAR variable is computed from."""
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -266,6 +294,10 @@ class Program:
         if self.loss is old:
             self.loss = new
         self.erase(old)
+
+    def set_results(self, nodes: Sequence[fx.Node]) -> None:
+        """Change the output tuple; `outputs` must fit it again when editing is done."""
+        self.output.args = (tuple(nodes),)
 
     def erase(self, node: fx.Node) -> None:
         """Remove a node nothing reads."""

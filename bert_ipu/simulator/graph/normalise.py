@@ -31,6 +31,33 @@ WHOLE = frozenset(
 RECURRENT = frozenset({aten.lstm.input, aten.gru.input, aten.rnn_tanh.input, aten.rnn_relu.input})
 """Recurrent layers. Their dropout is not supported, so they draw nothing."""
 
+LOSSES = frozenset(
+    {
+        aten.binary_cross_entropy.default,
+        aten.binary_cross_entropy_with_logits.default,
+        aten.cosine_embedding_loss.default,
+        aten.cross_entropy_loss.default,
+        aten.ctc_loss.IntList,
+        aten.ctc_loss.Tensor,
+        aten.hinge_embedding_loss.default,
+        aten.huber_loss.default,
+        aten.kl_div.default,
+        aten.l1_loss.default,
+        aten.margin_ranking_loss.default,
+        aten.mse_loss.default,
+        aten.multi_margin_loss.default,
+        aten.multilabel_margin_loss.default,
+        aten.nll_loss.default,
+        aten.nll_loss2d.default,
+        aten.nll_loss_nd.default,
+        aten.poisson_nll_loss.default,
+        aten.smooth_l1_loss.default,
+        aten.soft_margin_loss.default,
+        aten.triplet_margin_loss.default,
+    }
+)
+"""Operators whose result is a loss without `poptorch.identity_loss` being said."""
+
 RESIZING = frozenset({"resize_", "resize_as_", "set_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
 """In-place operators that change a tensor's shape, which an IPU tensor cannot."""
 

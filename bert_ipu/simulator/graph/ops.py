@@ -84,7 +84,7 @@ assign = IpuOp("assign", _same, mutates=(0,))
 accumulate = IpuOp("accumulate", _same, mutates=(0,))
 """(variable v, x, factor f, *, kind): PopART's Accumulate.
 "add": v + x; "dampened_add": v + f x; "dampened_add_square": v + f x^2; "moving_average": f v + (1 - f) x;
-"moving_average_square": f v + (1 - f) x^2; "infinity": max(f v, |x|); "mean": (f v + x) / (f + 1)."""
+"decay_add": f v + x; "moving_average_square": f v + (1 - f) x^2; "infinity": max(f v, |x|); "mean": (f v + x) / (f + 1)."""
 
 rescale_accumulate = IpuOp("rescale_accumulate", _same, mutates=(0,))
 """(variable v, x, factor f, ratio r, *, kind): as accumulate of r v (r^2 v for "moving_average_square")."""

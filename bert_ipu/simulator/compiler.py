@@ -1,0 +1,299 @@
+"""The compiler: a user's forward and optimizer in, a `Program` out, by the stages of PopART.
+
+capture -> patterns -> autodiff -> patterns -> optimizer -> patterns (`docs/decisions/001-graph.md`).
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import gradients, ops, traced_gradients
+from bert_ipu.simulator.graph.autodiff import Backward, GradientRule, differentiate
+from bert_ipu.simulator.graph.capture import Capture, CapturedTensor
+from bert_ipu.simulator.graph.dtypes import device_dtype
+from bert_ipu.simulator.graph.ir import InputSpec, OutputSpec, Program, Reduction, ReplicaGroups, Role, ScalarSource, Variable
+from bert_ipu.simulator.graph.losses import final_loss
+from bert_ipu.simulator.graph.optimizers import (
+    LOSS_SCALING,
+    OptimizerSpec,
+    Updates,
+    add_updates,
+    check_supported,
+    scalar_values,
+)
+
+aten = torch.ops.aten
+
+Patterns = Callable[[Program], None]
+"""Rewrites a program to a fixed point; run at the three places of PopART."""
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """A tensor the user wants returned besides the model's results."""
+
+    short_name: str
+    tensor_name: str
+    mode: Optional[str] = None
+    period: int = 1
+
+
+@dataclass(frozen=True)
+class CompileRequest:
+    """Everything a compile depends on."""
+
+    forward: Callable[..., Any]
+    """Called once, with tensors that record what is done to them."""
+    module: torch.nn.Module
+    """Names the parameters, buffers and modules."""
+    args: tuple[Any, ...]
+    """Example inputs of one micro-batch: any nesting; tensors may be fake. Only shapes and dtypes count."""
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    training: bool = False
+    optimizer: Optional[OptimizerSpec] = None
+    reduction: Reduction = field(default_factory=Reduction)
+    groups: Mapping[str, ReplicaGroups] = field(default_factory=dict)
+    """Parameters and buffers that differ between replicas, by name."""
+    anchors: tuple[Anchor, ...] = ()
+    patterns: Optional[Patterns] = None
+    initial_annotations: Optional[Any] = None
+    """Called with the capture's `Annotations` before the forward is entered."""
+
+
+def compile_program(request: CompileRequest) -> Program:
+    """Compile a model, its loss and optimizer included where it trains.
+
+    Raises Error for what the IPU cannot do: data-dependent shapes, operators it lacks, tensors left on the CPU,
+    no loss or several, replaced buffers.
+    """
+    program = Program(fx.Graph(), FakeTensorMode(allow_non_fake_inputs=True), training=request.training)
+    program.reduction = request.reduction
+    writes = _capture(request, program)
+    patterns = request.patterns or _no_patterns
+    patterns(program)
+    found: dict[str, fx.Node] = {}
+    if request.training:
+        program.loss = final_loss(program)
+        found = _add_backward(request, program)
+        patterns(program)
+    _add_writes(program, writes)
+    _add_anchors(program, request.anchors)
+    if request.training and request.optimizer is not None:
+        updates = Updates(program, request.optimizer, request.reduction)
+        check_supported(request.optimizer)
+        add_updates(updates, found)
+        patterns(program)
+    program.prune()
+    program.validate()
+    return program
+
+
+def optimizer_scalars(program: Program, described: Mapping[str, Any]) -> dict[str, float]:
+    """Values of a program's SCALAR variables for PopTorch's description of an optimizer."""
+    spec = OptimizerSpec.from_description(described, {})
+    return scalar_values(spec, program.reduction, program.scalars)
+
+
+def _no_patterns(program: Program) -> None:
+    pass
+
+
+# -- capture -----------------------------------------------------------------------------------
+
+
+def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.Node]]:
+    """Enter the forward; returns the variables it wrote, with their new values."""
+    modules = {id(module): name for name, module in request.module.named_modules()}
+    capture = Capture(program, modules)
+    named = _named_tensors(request.module)
+    capture.declare([_variable(name, tensor, request) for name, tensor in named.items()], named.values())
+    args, kwargs = _inputs(request, program, capture)
+    before = {name: (owner, key, tensor) for name, owner, key, tensor in _slots(request.module)}
+    if request.initial_annotations is not None:
+        request.initial_annotations(capture.annotations)
+    try:
+        with capture.recording():
+            results = request.forward(*args, **kwargs)
+    finally:
+        replaced = _restore(before)
+    if replaced is not None:
+        raise poptorch_error(replaced)
+    _add_results(program, capture, results)
+    return list(capture.variables_written())
+
+
+def _named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name; shared ones once, under their first name."""
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _variable(name: str, tensor: torch.Tensor, request: CompileRequest) -> Variable:
+    is_parameter = isinstance(tensor, torch.nn.Parameter)
+    groups = request.groups.get(name)
+    shape = tuple(tensor.shape[1:] if groups is not None else tensor.shape)
+    return Variable(
+        name,
+        Role.PARAMETER if is_parameter else Role.BUFFER,
+        shape,
+        device_dtype(tensor.dtype),
+        tensor,
+        requires_grad=is_parameter and tensor.requires_grad,
+        groups=groups,
+    )
+
+
+def _inputs(
+    request: CompileRequest, program: Program, capture: Capture
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    leaves, program.in_spec = tree_flatten((request.args, dict(request.kwargs)))
+    made: list[Any] = []
+    for index, leaf in enumerate(leaves):
+        if not isinstance(leaf, torch.Tensor):
+            made.append(leaf)
+            continue
+        _check_input(leaf, index)
+        name = "input" if not program.inputs else f"input/{len(program.inputs)}"
+        spec = InputSpec(name, tuple(leaf.shape), leaf.dtype, device_dtype(leaf.dtype), batched=leaf.dim() > 0)
+        made.append(capture.input(spec))
+    return tree_unflatten(made, program.in_spec)  # type: ignore[no-any-return]
+
+
+def _check_input(leaf: torch.Tensor, index: int) -> None:
+    if 0 in leaf.shape:
+        raise poptorch_error(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)}).")
+    if leaf.requires_grad:
+        raise poptorch_error(
+            "An input tensor to an IPU model can not have requires_grad set to True, however input "
+            f"{index} does: {leaf}\nYou can set requires_grad=True from within the model as an alternative, and "
+            "return gradients as outputs to your model, if required."
+        )
+    try:
+        device_dtype(leaf.dtype)
+    except TypeError as error:
+        raise poptorch_error(str(error)) from error
+
+
+Slot = tuple[str, dict[str, Any], str, torch.Tensor]
+
+
+def _slots(module: torch.nn.Module) -> list[Slot]:
+    """Where each buffer and parameter is kept."""
+    found: list[Slot] = []
+    for prefix, each in module.named_modules():
+        for kind, table in (("Buffer", each._buffers), ("Parameter", each._parameters)):
+            for key, tensor in table.items():
+                if tensor is not None:
+                    name = f"{prefix}.{key}" if prefix else key
+                    found.append((f"{kind} {name}", table, key, tensor))
+    return found
+
+
+def _restore(before: Mapping[str, tuple[dict[str, Any], str, torch.Tensor]]) -> Optional[str]:
+    """Put replaced buffers and parameters back; the message of the first replacement, if any."""
+    message = None
+    for name, (table, key, tensor) in before.items():
+        now = table.get(key)
+        if now is tensor:
+            continue
+        table[key] = tensor
+        short = name.split(" ", 1)[1]
+        if now is None:
+            message = message or f"{name} is removed from the model when calling the forward method."
+        else:
+            message = message or (
+                f"{name} is reassigned within the model when calling the forward method. This is not supported. "
+                f"Consider using self.{short}.copy_(src) to copy data from a source tensor, where src is the name of "
+                "the source tensor."
+            )
+    return message
+
+
+def _add_results(program: Program, capture: Capture, results: Any) -> None:
+    """The output node: the user's results, then the inputs that were written in place."""
+    leaves, program.out_spec = tree_flatten(results)
+    nodes: list[fx.Node] = []
+    for position, leaf in enumerate(leaves):
+        node = capture.node_of(leaf)
+        if node is None and isinstance(leaf, torch.Tensor):
+            node = capture.constant(leaf)
+        if node is None:
+            program.constant_results[position] = leaf
+            continue
+        nodes.append(node)
+        program.outputs.append(OutputSpec(f"output_{position}", "result", position))
+    for index, node in capture.inputs_written():
+        nodes.append(node)
+        program.outputs.append(OutputSpec(f"input_update_{index}", "input_update", index))
+    program.graph.output(tuple(nodes))
+
+
+# -- backward, writes, anchors -----------------------------------------------------------------
+
+
+def _rule_of(node: fx.Node) -> GradientRule:
+    return gradients.RULES.get(node.target, traced_gradients.traced_rule)
+
+
+def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Node]:
+    """Append the backward pass; returns each parameter's gradient, loss scaling still in it."""
+    loss = program.loss
+    assert loss is not None, "the loss is found before"
+    spec = request.optimizer
+    scale = 1.0 if spec is None else spec.loss_scaling.value
+    variable_scale = spec is not None and not spec.loss_scaling.constant
+
+    def seed(backward: Backward) -> fx.Node:
+        value = loss.meta["val"]
+        made = backward.emit(aten.full.default, list(value.shape), 1.0 if variable_scale else scale, dtype=value.dtype)
+        if not variable_scale:
+            return made
+        return backward.cast(backward.emit(aten.mul.Tensor, made, _loss_scaling(program, scale)), value.dtype)
+
+    found = differentiate(program, loss, seed, _rule_of)
+    if not found:
+        raise poptorch_error(
+            f"The loss ({loss.meta.get('source')}) depends on no parameter that requires a gradient: nothing can be trained."
+        )
+    for name, node in found.items():
+        program.tensor_names[f"Gradient___{name}"] = node
+    return found
+
+
+def _loss_scaling(program: Program, value: float) -> fx.Node:
+    program.scalars[LOSS_SCALING] = ScalarSource("lossScaling", 0)
+    return program.add_variable(Variable(LOSS_SCALING, Role.SCALAR, (), torch.float32, fill=value))
+
+
+def _add_writes(program: Program, writes: list[tuple[str, fx.Node]]) -> None:
+    """Assign what the forward wrote, after everything that reads the old values."""
+    results = list(program.results())
+    with program.before(program.output):
+        for name, value in writes:
+            variable = program.node_of(name)
+            assert variable is not None, f"{name} was written, so it was entered"
+            if variable in results:
+                saved = program.emit(aten.clone.default, variable, meta=_PLAIN)
+                results = [saved if node is variable else node for node in results]
+            program.emit(ops.assign, variable, value, origin=value)
+    program.set_results(results)
+
+
+_PLAIN = {"pass": "forward", "context": "normal"}
+
+
+def _add_anchors(program: Program, anchors: tuple[Anchor, ...]) -> None:
+    results = list(program.results())
+    for anchor in anchors:
+        node = program.tensor_names.get(anchor.tensor_name) or program.node_of(anchor.tensor_name)
+        if node is None:
+            raise poptorch_error(f"There is no tensor called '{anchor.tensor_name}' to anchor; see getTensorNames().")
+        results.append(node)
+        program.outputs.append(OutputSpec(anchor.short_name, "anchor", mode=anchor.mode, period=anchor.period))
+    program.set_results(results)

@@ -1,0 +1,39 @@
+"""Which node is the loss: the rules by which PopTorch finds the one that training minimises."""
+from __future__ import annotations
+
+from torch import fx
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph.ir import Program
+
+
+def final_loss(program: Program) -> fx.Node:
+    """The one loss that no other loss depends on.
+
+    Raises Error where there is none, or more than one.
+    """
+    losses = [node for node in program.operators() if node.target is ops.identity_loss or node.meta.get("loss")]
+    if not losses:
+        raise poptorch_error("Couldn't find a loss in graph!")
+    used = _read_by_others(losses)
+    final = [loss for loss in losses if loss not in used]
+    if len(final) != 1:
+        where = ", ".join(str(loss.meta.get("source")) for loss in final)
+        raise poptorch_error(
+            "Multiple independent losses found in graph. Graph must have one final loss. "
+            f"Wrap final graph loss in poptorch.identity_loss. The losses are at {where}."
+        )
+    return final[0]
+
+
+def _read_by_others(losses: list[fx.Node]) -> set[fx.Node]:
+    """Everything the losses are computed from."""
+    found: set[fx.Node] = set()
+    waiting = [operand for loss in losses for operand in loss.all_input_nodes]
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found

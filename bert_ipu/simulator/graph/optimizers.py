@@ -1,0 +1,421 @@
+"""The weight update as named operators: accumulate, reduce over replicas, then SGD, Adam, LAMB or RMSprop.
+
+Operators, compound scalars and state names are PopART's (`willow/src/patterns/*decompose.cpp`,
+`willow/src/compoundscalarhelper.cpp`); attribute names are those PopTorch hands to PopART.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
+
+import torch
+from torch import fx
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph.ir import PLACEMENT, Program, Reduction, Role, ScalarSource, Variable
+
+aten = torch.ops.aten
+
+Scalar = Union[float, fx.Node]
+
+KINDS = frozenset(
+    {"SGD1", "SGD2", "ADAM", "ADAMW", "ADAMW_NO_BIAS", "LAMB", "LAMB_NO_BIAS", "RMSPROP", "RMSPROP_CENTERED"}
+)
+_ADAM_MODES = {
+    "ADAM": "adam",
+    "ADAMW": "adam",
+    "ADAMW_NO_BIAS": "adam_no_bias",
+    "LAMB": "lamb",
+    "LAMB_NO_BIAS": "lamb_no_bias",
+}
+LOSS_SCALING = "lossScaling_FLOAT"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """One hyper-parameter: compiled in where constant, fed by the host before each run otherwise."""
+
+    value: float
+    constant: bool = True
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer as the compiler needs it."""
+
+    kind: str
+    groups: tuple[Mapping[str, Attribute], ...]
+    group_of: Mapping[str, int]
+    """Group of each parameter to update, by the parameter's name."""
+    loss_scaling: Attribute = Attribute(1.0)
+    accum_type: torch.dtype = torch.float32
+    accl1_type: torch.dtype = torch.float32
+    accl2_type: torch.dtype = torch.float32
+    max_grad_norm: float = math.inf
+    tf_variant: bool = False
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"optimizer kind {self.kind!r} is none of {', '.join(sorted(KINDS))}")
+
+    @staticmethod
+    def from_description(described: Mapping[str, Any], group_of: Mapping[str, int]) -> OptimizerSpec:
+        """From PopTorch's description: `optimizer_type`, own attributes, `defaults`, `groups`.
+
+        In `defaults` and each group, an attribute is (value, is it constant).
+        """
+        first = "velocityAccumType" if "velocityAccumType" in described else "firstOrderMomentumAccumType"
+        return OptimizerSpec(
+            kind=described["optimizer_type"],
+            groups=tuple({k: Attribute(*v) for k, v in group.items()} for group in described["groups"]),
+            group_of=dict(group_of),
+            loss_scaling=Attribute(*described["defaults"]["lossScaling"]),
+            accum_type=_half_if(described.get("accumType")),
+            accl1_type=_half_if(described.get(first)),
+            accl2_type=_half_if(described.get("secondOrderMomentumAccumType")),
+            max_grad_norm=described.get("maxGradNorm", math.inf),
+            tf_variant=bool(described.get("useTfVariant", False)),
+        )
+
+
+def _half_if(half: Optional[bool]) -> torch.dtype:
+    return torch.float16 if half else torch.float32
+
+
+class _Values:
+    """Reads attributes for a formula and notes whether all of them are constant."""
+
+    def __init__(self, spec: OptimizerSpec, group: int, reduction: Reduction) -> None:
+        self._spec, self._group = spec, group
+        self.reduction = reduction
+        self.constant = True
+
+    def __call__(self, name: str) -> float:
+        if name == "velocityScaling" and self._spec.kind == "SGD2":
+            return self("lossScaling")  # PopTorch ties them for the separate variant.
+        default = Attribute(1.0 if name == "velocityScaling" else 0.0)
+        found = self._spec.loss_scaling if name == "lossScaling" else self._spec.groups[self._group].get(name, default)
+        self.constant = self.constant and found.constant
+        return float(found.value)
+
+    @property
+    def combined_replicas(self) -> float:
+        """PopART's `rf` of combined SGD: velocity is reduced over replicas, so it is kept scaled by them."""
+        return float(self.reduction.replicas) if self.reduction.accumulation > 1 else 1.0
+
+    @property
+    def combined_gradient(self) -> float:
+        r = self.reduction
+        divisor = r.accumulation if r.mean else 1
+        if r.accumulation > 1:
+            return (1.0 if r.mean else float(r.replicas)) / divisor
+        return (1.0 / r.replicas if r.mean else 1.0) / divisor
+
+
+def _undamped(h: _Values) -> float:
+    return 1.0 - h("dampening")
+
+
+FORMULAS: dict[str, Callable[[_Values], float]] = {
+    "lossScaling": lambda h: h("lossScaling"),
+    "gradientScaling": lambda h: 1.0 / (h("lossScaling") * h.reduction.divisor),
+    "scaledLearningRate0": lambda h: h("learningRate") * _undamped(h) / (h("lossScaling") * h.reduction.divisor),
+    "weightDecayScaleFactor0": lambda h: 1.0 - h("learningRate") * _undamped(h) * h("weightDecay"),
+    "scaledMomentum1": lambda h: h("momentum") / h.combined_replicas,
+    "scaledLearningRate1": lambda h: h("learningRate") / (h("velocityScaling") * h.combined_replicas),
+    "dampeningScaleFactor1": lambda h: _undamped(h) * h("velocityScaling") * h.combined_gradient / h("lossScaling"),
+    "scaledWeightDecay1": lambda h: _undamped(h) * h("weightDecay") * h("velocityScaling"),
+    "nesterovGradScaleFactor1": lambda h: h("velocityScaling") * h.combined_replicas,
+    "scaledMomentum2": lambda h: h("momentum"),
+    "scaledLearningRate2": lambda h: h("learningRate") / h("velocityScaling"),
+    "dampeningScaleFactor2": lambda h: _undamped(h)
+    * h("velocityScaling")
+    / (h("lossScaling") * h.reduction.divisor),
+    "nesterovGradScaleFactor2": lambda h: h("velocityScaling"),
+    "sgdMomentum": lambda h: h("momentum"),
+    "weightDecay": lambda h: h("weightDecay"),
+    "learningRate": lambda h: h("learningRate"),
+    "adamBeta1": lambda h: h("beta1"),
+    "adamBeta2": lambda h: h("beta2"),
+    "adamEps": lambda h: h("eps"),
+    "maxWeightNorm": lambda h: h("maxWeightNorm"),
+    "adaptiveAlpha": lambda h: h("alpha"),
+    "adaptiveMomentum": lambda h: h("momentum"),
+}
+"""PopART's scalars, compound ones included, as functions of the attributes."""
+
+
+def scalar_values(
+    spec: OptimizerSpec, reduction: Reduction, sources: Mapping[str, ScalarSource]
+) -> dict[str, float]:
+    """New values of a program's SCALAR variables for an optimizer whose attributes changed."""
+    return {name: FORMULAS[s.formula](_Values(spec, s.group, reduction)) for name, s in sources.items()}
+
+
+@dataclass
+class Updates:
+    """Emits the optimizer's part of one program."""
+
+    program: Program
+    spec: OptimizerSpec
+    reduction: Reduction
+    _accumulated: dict[fx.Node, fx.Node] = field(default_factory=dict)
+    """The accumulators of this micro-batch loop, and their values after it."""
+
+    def scalar(self, formula: str, group: int) -> Scalar:
+        """A hyper-parameter: a number where all it depends on is constant, else a SCALAR variable's node."""
+        values = _Values(self.spec, group, self.reduction)
+        value = FORMULAS[formula](values)
+        if values.constant:
+            return value
+        name = LOSS_SCALING if formula == "lossScaling" else f"{formula}___group{group}"
+        if name not in self.program.scalars:
+            self.program.scalars[name] = ScalarSource(formula, group)
+            self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=value))
+        node = self.program.node_of(name)
+        assert node is not None, f"{name} was just entered"
+        return node
+
+    def state(self, prefix: str, weight: fx.Node, dtype: torch.dtype, **options: Any) -> fx.Node:
+        """A new optimizer state of a weight's shape (or `shape`), under PopART's name for it."""
+        variable = self.program.variable_of(weight)
+        assert variable is not None, f"{weight} is a weight"
+        shape = options.pop("shape", variable.shape)
+        made = Variable(f"{prefix}___{variable.name}", Role.STATE, shape, dtype, groups=variable.groups, **options)
+        made.fq_name = variable.name
+        return self.program.add_variable(made)
+
+    def emit(self, target: Any, *args: Any, like: fx.Node, outer: bool = True, **kwargs: Any) -> fx.Node:
+        """Append an operator of the update, placed where `like` is."""
+        meta: dict[str, Any] = {key: like.meta[key] for key in (*PLACEMENT, "block") if key in like.meta}
+        meta.update({"pass": "optimizer", "context": "outer" if outer else "normal"})
+        return self.program.emit(target, *args, meta=meta, **kwargs)
+
+    def scaled(self, x: fx.Node, factor: Scalar) -> fx.Node:
+        return x if isinstance(factor, float) and factor == 1.0 else self.emit(aten.mul.Tensor, x, factor, like=x)
+
+    def reduced(self, x: fx.Node, weight: fx.Node) -> fx.Node:
+        """`x` summed (or averaged) over the replicas that share the weight."""
+        if self.reduction.replicas == 1:
+            return x
+        variable = self.program.variable_of(weight)
+        groups = None if variable is None else variable.groups
+        return self.emit(ops.replica_reduce, x, like=x, reduction=self.reduction.of_replicas, groups=groups)
+
+    # -- the passes over all weights -----------------------------------------------------------
+
+    def add(self, gradients: Mapping[fx.Node, fx.Node]) -> None:
+        """Update every weight of the optimizer from its gradient of one micro-batch."""
+        combined = {w for w in gradients if self._is_combined(w)}
+        accumulated = {w: g if w in combined else self._accumulate(w, g) for w, g in gradients.items()}
+        velocities = {w: self._accumulate_velocity(w, gradients[w]) for w in gradients if w in combined}
+        self._count_accumulations()
+        final = {w: self.reduced(g, w) for w, g in accumulated.items() if w not in combined}
+        if math.isfinite(self.spec.max_grad_norm):
+            final = self._clipped(final)
+        for weight in gradients:
+            if weight in combined:
+                self._sgd_combined(weight, velocities[weight])
+            else:
+                self._update(weight, final[weight])
+        self._reset()
+
+    def _group(self, weight: fx.Node) -> int:
+        return self.spec.group_of[weight.meta["variable"]]
+
+    def _has_momentum(self, weight: fx.Node) -> bool:
+        momentum = self.spec.groups[self._group(weight)].get("momentum", Attribute(0.0))
+        return not momentum.constant or momentum.value != 0
+
+    def _is_combined(self, weight: fx.Node) -> bool:
+        return self.spec.kind == "SGD1" and self._has_momentum(weight)
+
+    def _accumulate(self, weight: fx.Node, gradient: fx.Node) -> fx.Node:
+        if self.reduction.accumulation == 1:
+            return gradient
+        accumulator = self.state("Accum", weight, self._accum_type(weight))
+        if self.reduction.mean and self.reduction.running:
+            counter = self._counter()
+            made = self.emit(ops.accumulate, accumulator, gradient, counter, like=gradient, outer=False, kind="mean")
+        else:
+            made = self.emit(ops.accumulate, accumulator, gradient, 1.0, like=gradient, outer=False, kind="add")
+        self._accumulated[accumulator] = made
+        return made
+
+    def _accum_type(self, weight: fx.Node) -> torch.dtype:
+        return self.spec.accum_type if self.spec.kind != "SGD1" else weight.meta["val"].dtype  # type: ignore[no-any-return]
+
+    def _counter(self) -> fx.Node:
+        name = "Counter___"
+        if name not in self.program.variables:
+            self.program.add_variable(Variable(name, Role.STATE, (), torch.float32))
+        node = self.program.node_of(name)
+        assert node is not None, "the counter was just entered"
+        return node
+
+    def _count_accumulations(self) -> None:
+        if "Counter___" in self.program.variables:
+            counter = self._counter()
+            self._accumulated[counter] = self.emit(ops.increment, counter, like=counter, outer=False)
+
+    def _reset(self) -> None:
+        """Accumulators, or the running mean's counter, back to 0 after the update."""
+        running = self.reduction.mean and self.reduction.running
+        for state, value in self._accumulated.items():
+            if not running or state.meta["variable"] == "Counter___":
+                self.emit(ops.accumulator_zero, value, like=state)
+
+    def _clipped(self, gradients: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
+        """Gradients scaled so that their common norm is at most `max_grad_norm`."""
+        squares = [self.emit(ops.lamb_square, g, like=g) for g in gradients.values()]
+        total = squares[0]
+        for square in squares[1:]:
+            total = self.emit(aten.add.Tensor, total, square, like=square)
+        norm = self.emit(aten.sqrt.default, total, like=total)
+        norm = self.scaled(norm, self.scalar("gradientScaling", 0))
+        bound = self.emit(aten.clamp.default, norm, self.spec.max_grad_norm, like=norm)
+        factor = self.emit(aten.mul.Tensor, self.emit(aten.reciprocal.default, bound, like=norm), self.spec.max_grad_norm, like=norm)
+        return {w: self.emit(aten.mul.Tensor, g, factor, like=g) for w, g in gradients.items()}
+
+    # -- one weight ----------------------------------------------------------------------------
+
+    def _update(self, weight: fx.Node, gradient: fx.Node) -> None:
+        if self.spec.kind in ("SGD1", "SGD2"):
+            rule = self._sgd_separate if self._has_momentum(weight) else self._sgd0
+        else:
+            rule = self._rmsprop if self.spec.kind.startswith("RMSPROP") else self._adam
+        rule(weight, gradient)
+
+    def _sgd0(self, weight: fx.Node, gradient: fx.Node) -> None:
+        group = self._group(weight)
+        rate, decay = self.scalar("scaledLearningRate0", group), self.scalar("weightDecayScaleFactor0", group)
+        self.emit(ops.sgd0_var_update, weight, gradient, rate, decay, like=gradient)
+
+    def _nesterov(self, weight: fx.Node) -> bool:
+        return bool(self.spec.groups[self._group(weight)].get("nesterov", Attribute(0.0)).value)
+
+    def _sgd_separate(self, weight: fx.Node, gradient: fx.Node) -> None:
+        group = self._group(weight)
+        velocity = self.state("Accl1", weight, self.spec.accl1_type)
+        momentum, decay = self.scalar("scaledMomentum2", group), self.scalar("scaledWeightDecay1", group)
+        moved = self.emit(ops.sgd1_accl_update, velocity, weight, momentum, decay, like=gradient)
+        factor = self.scalar("dampeningScaleFactor2", group)
+        moved = self.emit(ops.accumulate, moved, gradient, factor, like=gradient, kind="dampened_add")
+        if self._nesterov(weight):
+            moved = self._look_ahead(weight, gradient, moved, "nesterovGradScaleFactor2")
+        self.emit(ops.sgd1_var_update, weight, moved, self.scalar("scaledLearningRate2", group), like=gradient)
+
+    def _look_ahead(self, weight: fx.Node, gradient: fx.Node, velocity: fx.Node, scale: str) -> fx.Node:
+        group = self._group(weight)
+        return self.emit(
+            ops.sgd1_nesterov,
+            gradient,
+            weight,
+            velocity,
+            self.scalar("gradientScaling", group),
+            self.scalar("weightDecay", group),
+            self.scalar(scale, group),
+            self.scalar("sgdMomentum", group),
+            like=gradient,
+        )
+
+    def _accumulate_velocity(self, weight: fx.Node, gradient: fx.Node) -> tuple[fx.Node, Optional[fx.Node]]:
+        """Combined SGD: the velocity is the accumulator. Also the plain gradient sum, where Nesterov needs it."""
+        group = self._group(weight)
+        decay = FORMULAS["scaledWeightDecay1"](_Values(self.spec, group, self.reduction))
+        name = weight.meta["variable"]
+        velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=(name, decay))
+        factor = self.scalar("dampeningScaleFactor1", group)
+        reduced = gradient if self.reduction.accumulation > 1 else self.reduced(gradient, weight)
+        moved = self.emit(ops.accumulate, velocity, reduced, factor, like=gradient, outer=False, kind="dampened_add")
+        if not self._nesterov(weight):
+            return moved, None
+        return moved, self._accumulate(weight, gradient)
+
+    def _sgd_combined(self, weight: fx.Node, accumulated: tuple[fx.Node, Optional[fx.Node]]) -> None:
+        moved, gradient = accumulated
+        group = self._group(weight)
+        if self.reduction.accumulation > 1 and self.reduction.replicas > 1:
+            moved = self.emit(ops.assign, moved, self.reduced(moved, weight), like=moved)
+        step = moved
+        if gradient is not None:
+            step = self._look_ahead(weight, self.reduced(gradient, weight), moved, "nesterovGradScaleFactor1")
+        updated = self.emit(ops.sgd1_var_update, weight, step, self.scalar("scaledLearningRate1", group), like=moved)
+        momentum, decay = self.scalar("scaledMomentum1", group), self.scalar("scaledWeightDecay1", group)
+        self.emit(ops.sgd1_accl_update, moved, updated, momentum, decay, like=moved)
+
+    def _unscaled(self, weight: fx.Node, gradient: fx.Node, decayed: bool) -> fx.Node:
+        """The gradient without loss scaling and reduction factors, plus L2 regularisation where asked."""
+        group = self._group(weight)
+        if gradient.meta["val"].dtype == torch.float16 and self.spec.accl1_type == torch.float32:
+            gradient = self.emit(aten._to_copy.default, gradient, like=gradient, dtype=torch.float32)
+        gradient = self.scaled(gradient, self.scalar("gradientScaling", group))
+        decay = self.scalar("weightDecay", group)
+        if decayed and decay != 0.0:
+            penalty = self.emit(aten.mul.Tensor, weight, decay, like=gradient)
+            gradient = self.emit(aten.add.Tensor, gradient, penalty, like=gradient)
+        return gradient
+
+    def _adam(self, weight: fx.Node, gradient: fx.Node) -> None:
+        group, kind = self._group(weight), self.spec.kind
+        mode = _ADAM_MODES[kind]
+        gradient = self._unscaled(weight, gradient, decayed=kind == "ADAM")
+        b1, b2 = self.scalar("adamBeta1", group), self.scalar("adamBeta2", group)
+        accl1 = self.state("Accl1", weight, self.spec.accl1_type)
+        accl2 = self.state("Accl2", weight, self.spec.accl2_type)
+        first = self.emit(ops.accumulate, accl1, gradient, b1, like=gradient, kind="moving_average")
+        second = self.emit(ops.accumulate, accl2, gradient, b2, like=gradient, kind="moving_average_square")
+        step = None
+        if not mode.endswith("no_bias"):
+            step = self.emit(ops.increment, self.state("Step", weight, torch.float32, shape=()), like=gradient)
+        decay: Scalar = 0.0 if kind == "ADAM" else self.scalar("weightDecay", group)
+        decayed = weight if decay != 0.0 else None
+        eps = self.scalar("adamEps", group)
+        updater = self.emit(ops.adam_updater, decayed, first, second, step, decay, b1, b2, eps, like=gradient, mode=mode)
+        trust = self._trust(weight, updater) if mode.startswith("lamb") else ()
+        self.emit(ops.adam_var_update, weight, updater, self.scalar("learningRate", group), *trust, like=gradient)
+
+    def _trust(self, weight: fx.Node, updater: fx.Node) -> tuple[Any, ...]:
+        bound = self.scalar("maxWeightNorm", self._group(weight))
+        if bound == 0.0:
+            return ()
+        norms = [self.emit(ops.lamb_square, x, like=updater) for x in (weight, updater)]
+        return (*norms, bound)
+
+    def _rmsprop(self, weight: fx.Node, gradient: fx.Node) -> None:
+        group, tf = self._group(weight), self.spec.tf_variant
+        gradient = self._unscaled(weight, gradient, decayed=True)
+        alpha = self.scalar("adaptiveAlpha", group)
+        square = self.state("Accl1", weight, self.spec.accl1_type, fill=1.0 if tf else 0.0)
+        square = self.emit(ops.accumulate, square, gradient, alpha, like=gradient, kind="moving_average_square")
+        mean = None
+        if self.spec.kind == "RMSPROP_CENTERED":
+            mean = self.state("Accl2", weight, self.spec.accl2_type)
+            mean = self.emit(ops.accumulate, mean, gradient, alpha, like=gradient, kind="moving_average")
+        rate = self.scalar("learningRate", group)
+        updater = self.emit(ops.rmsprop_updater, gradient, square, mean, self.scalar("adamEps", group), like=gradient, tf=tf)
+        momentum = self._has_momentum(weight)
+        if momentum:
+            updater = self.scaled(updater, rate) if tf else updater
+            velocity = self.state("Accl3", weight, torch.float32)
+            factor = self.scalar("adaptiveMomentum", group)
+            updater = self.emit(ops.accumulate, velocity, updater, factor, like=gradient, kind="decay_add")
+        self.emit(ops.scaled_var_update, weight, updater, rate, 0.0, like=gradient, lr_in_updater=tf and momentum)
+
+
+def add_updates(updates: Updates, gradients: Mapping[str, fx.Node]) -> None:
+    """Append the optimizer to a program that has its backward pass; weights outside its groups stay."""
+    program = updates.program
+    named = {program.node_of(name): gradient for name, gradient in gradients.items() if name in updates.spec.group_of}
+    with program.before(program.output):
+        updates.add({weight: gradient for weight, gradient in named.items() if weight is not None})
+
+
+def check_supported(spec: OptimizerSpec) -> None:
+    """Raises Error for an optimizer that PopART has not."""
+    combined = spec.kind == "SGD1" and any("momentum" in g and g["momentum"].value for g in spec.groups)
+    if combined and math.isfinite(spec.max_grad_norm):
+        raise poptorch_error("max_grad_norm needs use_combined_accum=False: the combined variant has no gradient to clip.")
