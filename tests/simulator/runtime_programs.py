@@ -49,11 +49,13 @@ def mlp(
         active = program.emit(aten.relu.default, hidden)
         logits = program.emit(aten.linear.default, active, weights["w2"], weights["b2"])
         log = program.emit(aten.log_softmax.int, logits, -1)
-        losses = program.emit(
-            aten.nll_loss_nd.default, log, program.emit(aten._to_copy.default, y, dtype=torch.int64)
-        )
+        classes = program.emit(aten.arange.default, CLASSES, dtype=torch.int32)
+        target = program.emit(aten.eq.Tensor, program.emit(aten.unsqueeze.default, y, 1), classes)
+        target = program.emit(aten._to_copy.default, target, dtype=dtype)
+        chosen = program.emit(aten.sum.dim_IntList, program.emit(aten.mul.Tensor, log, target), [1])
+        losses = program.emit(aten.neg.default, chosen)
         loss = program.emit(ops.identity_loss, losses, reduction="mean")
-        gradients = _backward(program, x, y, weights, hidden, active, log)
+        gradients = _backward(program, x, target, weights, hidden, active, log)
         _sgd(program, weights, gradients, rate)
     program.loss = loss
     program.outputs = [OutputSpec("loss", "result"), OutputSpec("logits", "result", 1)]
@@ -62,11 +64,9 @@ def mlp(
     return program
 
 
-def _backward(program, x, y, weights, hidden, active, log):  # type: ignore[no-untyped-def]
+def _backward(program, x, target, weights, hidden, active, log):  # type: ignore[no-untyped-def]
     emit = program.emit
     probabilities = emit(aten.exp.default, log)
-    target = emit(aten.one_hot.default, emit(aten._to_copy.default, y, dtype=torch.int64), CLASSES)
-    target = emit(aten._to_copy.default, target, dtype=log.meta["val"].dtype)
     logits = emit(aten.div.Scalar, emit(aten.sub.Tensor, probabilities, target), BATCH)
     w2 = emit(aten.mm.default, emit(aten.transpose.int, logits, 0, 1), active)
     b2 = emit(aten.sum.dim_IntList, logits, [0])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, is_oute
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.numerics import choose_numerics
 from bert_ipu.simulator.runtime.outputs import Collector, make_collector
+from bert_ipu.simulator.runtime.plan import Slot, make_plan
 from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
 from bert_ipu.simulator.runtime.replication import Replication, analyse_replication
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
@@ -35,6 +36,8 @@ class Run:
 
     draws: Draws
     all_reduce: Callable[[Tensor], None] | None
+    parts: list[Run] = field(default_factory=list)
+    """The same for each micro-batch of a chunk alone."""
 
 
 @contextmanager
@@ -69,7 +72,10 @@ class Executable:
         )
         _number(program)
         self.crossing: list[fx.Node] = crossing_nodes(program)
-        self.micro: MicroBatch = lower_micro_batch(program, self.numerics, self.device, self.kernels)
+        self.plan = make_plan(program, settings, self.replication, self.numerics, params)
+        self.micro: MicroBatch = lower_micro_batch(
+            program, self.numerics, self.device, self.kernels, self.plan.batcher(program, self.replication)
+        )
         self.update: Update | None = None
         if any(is_outer(node) for node in program.operators()):
             self.update = lower_update(
@@ -138,72 +144,88 @@ class Executable:
             started = time.perf_counter()
             feeds = self._feeds(inputs)
             collectors = self._collectors()
-            for iteration in range(self.settings.device_iterations):
-                self._iterate(iteration, feeds, collectors)
+            for iterations in self.plan.passes(self.settings):
+                self._iterate(iterations, feeds, collectors)
             results = [collector.result() for collector in collectors]
             self.cycles["run"] = time.perf_counter() - started
         return results
 
-    def _feeds(self, inputs: Sequence[Tensor]) -> list[list[Tensor]]:
-        """Each input's micro-batches, as carriers on the device."""
+    def _feeds(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Each input whole, as a carrier on the device."""
         feeds = []
         for spec, tensor in zip(self.program.inputs, inputs, strict=True):
-            dtype = self.numerics.activation(spec.dtype)
-            count = self.settings.micro_batches
-            carrier = tensor.detach().to(device=self.device, dtype=dtype)
-            if not spec.batched:
-                feeds.append([carrier] * count)
-                continue
-            if carrier.shape[0] != spec.shape[0] * count:
+            carrier = tensor.detach().to(device=self.device, dtype=self.numerics.activation(spec.dtype))
+            rows = spec.shape[0] * self.settings.micro_batches if spec.batched else None
+            if rows is not None and carrier.shape[0] != rows:
                 raise Error(
-                    f"input {spec.name} has {carrier.shape[0]} rows; {count} micro-batches of {spec.shape[0]} "
-                    f"make {spec.shape[0] * count}"
+                    f"input {spec.name} has {carrier.shape[0]} rows; "
+                    f"{self.settings.micro_batches} micro-batches of {spec.shape[0]} make {rows}"
                 )
-            feeds.append(list(torch.split(carrier, spec.shape[0])))
+            feeds.append(carrier)
         return feeds
 
     def _collectors(self) -> list[Collector]:
         pairs = zip(self.program.outputs, self.program.results())
         return [make_collector(spec, node.meta["val"], self.settings) for spec, node in pairs]
 
-    def _iterate(self, iteration: int, feeds: list[list[Tensor]], collectors: list[Collector]) -> None:
-        """One device iteration: all micro-batches of all replicas, then one update."""
-        settings = self.settings
+    def _iterate(self, iterations: range, feeds: list[Tensor], collectors: list[Collector]) -> None:
+        """All micro-batches of all replicas that share one state of the variables, then one update."""
         invariants = self._prepare()
         crossing: list[list[Tensor]] = [[] for _ in self.crossing]
         normal = [c for c, node in zip(collectors, self.program.results()) if not is_outer(node)]
         outer = [c for c, node in zip(collectors, self.program.results()) if is_outer(node)]
-        first = iteration * settings.gradient_accumulation * settings.replication_factor
-        for micro_batch in range(settings.gradient_accumulation):
-            for replica in range(settings.replication_factor):
-                row = first + micro_batch * settings.replication_factor + replica
-                run = self._run_for([(micro_batch, replica)])
-                values = self.store.of_replica(self.micro.variables, replica)
-                kept = invariants[replica if len(invariants) > 1 else 0]
-                results = self.micro.body(run, (*values, *kept, *[feed[row] for feed in feeds]))
-                for collector, value in zip(normal, results):
-                    collector.add([value])
-                self._cross(crossing, results[len(normal) :], replica)
+        fetched: dict[int, list[Tensor]] = {}
+        for slots in self.plan.chunks(self.settings, iterations):
+            replica = slots[0].replica
+            values = self.store.of_replica(self.micro.variables, replica)
+            kept = invariants[replica if len(invariants) > 1 else 0]
+            rows = [slot.row(self.settings) for slot in slots]
+            taken = [self._rows(feed, index, rows) for index, feed in enumerate(feeds)]
+            results = self.micro.body(self._run_for(slots), (*values, *kept, *taken))
+            outputs = results[: len(normal)]
+            for position, row in enumerate(rows):
+                fetched[row] = [value[position] if self.plan.chunk > 1 else value for value in outputs]
+            self._cross(crossing, results[len(normal) :], replica)
+        for row in sorted(fetched):
+            for collector, value in zip(normal, fetched[row]):
+                collector.add([value])
         if self.update is not None:
             self._update(crossing, outer)
-        self.step += 1
+        self.step += len(iterations)
+
+    def _rows(self, feed: Tensor, index: int, rows: list[int]) -> Tensor:
+        """The micro-batches `rows` of one input, one after the other along dimension 0."""
+        spec = self.program.inputs[index]
+        if not spec.batched:
+            return feed
+        size = spec.shape[0]
+        if rows == list(range(rows[0], rows[0] + len(rows))):
+            return feed[rows[0] * size : (rows[-1] + 1) * size]
+        return torch.cat([feed[row * size : (row + 1) * size] for row in rows])
 
     def _prepare(self) -> list[tuple[Any, ...]]:
         """What the prologue computes from the variables: once, or per replica where any variable differs."""
         if self._invariants is None:
             width = self.settings.replication_factor if self.replication.divergent else 1
-            run = self._run_for([(0, 0)])
+            run = self._run_for([Slot(0, 0, 0)])
             self._invariants = [
                 self.micro.prologue(run, self.store.of_replica(self.micro.variables, replica))
                 for replica in range(width)
             ]
         return self._invariants
 
-    def _run_for(self, micro_batches: list[tuple[int, int]]) -> Run:
-        """The draws of (micro-batch, replica) pairs."""
-        everyone = self.replication.total
-        places = [(a * everyone + self.replication.first + r, self.step) for a, r in micro_batches]
-        return Run(Draws(seed_key(self.seed), make_places(places), self.kernels), self.settings.all_reduce)
+    def _run_for(self, slots: Sequence[Slot]) -> Run:
+        """The draws of some micro-batches."""
+        everyone, first = self.replication.total, self.replication.first
+        places = [
+            (slot.micro_batch * everyone + first + slot.replica, self.step + slot.offset) for slot in slots
+        ]
+        whole = make_places(places)
+        key = seed_key(self.seed)
+        run = Run(Draws(key, whole, self.kernels), self.settings.all_reduce)
+        if len(slots) > 1:
+            run.parts = [Run(Draws(key, whole[i : i + 1], self.kernels), None) for i in range(len(slots))]
+        return run
 
     def _cross(self, crossing: list[list[Tensor]], values: Sequence[Tensor], replica: int) -> None:
         """Keep what the update reads: the sum over replicas where that is enough, else each replica's last value."""
@@ -219,7 +241,7 @@ class Executable:
         assert self.update is not None, "only training programs have an update"
         values = [self.store.values[name][replica] for name, replica in self.update.slots]
         values += [value for held in crossing for value in held]
-        run = self._run_for([(self.settings.gradient_accumulation, 0)])
+        run = self._run_for([Slot(0, self.settings.gradient_accumulation, 0)])
         results = self.update.function(run, values)
         self._invariants = None
         replicas = self.settings.replication_factor

@@ -6,6 +6,7 @@ the arithmetic.
 
 from __future__ import annotations
 
+import keyword
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -157,8 +158,15 @@ def _call(instruction: Instruction, bound: dict[str, Any]) -> str:
 
 
 def _bind(value: Any, bound: dict[str, Any]) -> str:
-    stem = getattr(value, "__name__", type(value).__name__).replace(".", "_").replace("<lambda>", "call")
-    name = f"{stem if stem.isidentifier() else 'value'}_{id(value):x}"
+    """The name that generated code calls a function (or other constant) by."""
+    stem = (
+        getattr(value, "__name__", type(value).__name__).split(".")[0].strip("_").replace("<lambda>", "call")
+    )
+    stem = stem if stem.isidentifier() and not keyword.iskeyword(stem) else "value"
+    name, count = stem, 1
+    while name in bound and bound[name] is not value:
+        count += 1
+        name = f"{stem}_{count}"
     bound[name] = value
     return name
 

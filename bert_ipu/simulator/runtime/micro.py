@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -69,9 +69,13 @@ def variable_nodes(program: Program) -> dict[str, fx.Node]:
 
 
 def lower_micro_batch(
-    program: Program, numerics: Numerics, device: torch.device, kernels: Kernels | None
+    program: Program,
+    numerics: Numerics,
+    device: torch.device,
+    kernels: Kernels | None,
+    batcher: Callable[[Emitter], Batcher] | None = None,
 ) -> MicroBatch:
-    """Compile the program's normal context for one micro-batch at a time."""
+    """Compile the program's normal context for one micro-batch at a time, or for a chunk with a batcher."""
     code = Code("micro")
     emitter = Emitter(code, numerics, device, kernels, numerics.activation)
     nodes = normal_nodes(program)
@@ -85,11 +89,38 @@ def lower_micro_batch(
             env[node] = name if node.meta["variable"] in written else carried(emitter, node, name)
         else:
             env[node] = inputs[node.meta["input"]]
+    outputs = [node for node in program.results() if not is_outer(node)]
+    lower = _lower_each if batcher is None else batcher(emitter).lower_all
+    results = lower(emitter, program, nodes, env, outputs, crossing_nodes(program))
+    return split(code, variables, inputs, results, written)
+
+
+class Batcher(Protocol):
+    """What lowers nodes for several micro-batches at once: `batching.Batcher`."""
+
+    def lower_all(
+        self,
+        emitter: Emitter,
+        program: Program,
+        nodes: list[fx.Node],
+        env: dict[fx.Node, Any],
+        outputs: list[fx.Node],
+        crossing: list[fx.Node],
+    ) -> list[Name]:
+        """Lower the nodes; the names of outputs, stacked, and of crossing values, summed."""
+
+
+def _lower_each(
+    emitter: Emitter,
+    program: Program,
+    nodes: list[fx.Node],
+    env: dict[fx.Node, Any],
+    outputs: list[fx.Node],
+    crossing: list[fx.Node],
+) -> list[Name]:
     for node in nodes:
         env[node] = emitter.operator(node, *resolve(node, env))
-    wanted = [node for node in program.results() if not is_outer(node)] + crossing_nodes(program)
-    results = [env[node] for node in wanted]
-    return split(code, variables, inputs, results, written)
+    return [env[node] for node in outputs + crossing]
 
 
 def carried(emitter: Emitter, node: fx.Node, stored: Name) -> Name:

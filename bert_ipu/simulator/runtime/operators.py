@@ -260,6 +260,12 @@ DRAWING_OVERLOADS: dict[Any, Function] = {
     aten.randint.default: lambda draws, op, high, size, **kw: _randint(draws, op, 0, high, size, **kw),
 }
 
+
+def is_drawing(target: Any) -> bool:
+    """Whether an operator draws random numbers."""
+    return target in DRAWING_OVERLOADS or operator_name(target) in DRAWING
+
+
 # -- int64 where ATen wants it -----------------------------------------------------------------
 
 LONG_ARGUMENTS: dict[str, tuple[int, ...]] = {
