@@ -101,6 +101,8 @@ class SquadDataConfig:
     max_query_length: int = setting(64, "longest question; the rest is cut", "tokens", low=1)
     max_answer_length: int = setting(30, "longest answer that may be predicted", "tokens", low=1)
     n_best: int = setting(20, "answers kept per question in nbest_predictions.json", "answers", low=1)
+    question: str = setting("", "after training, answer this question about context_file; empty: none")
+    context_file: str = setting("", "plain text to answer data.question from", "path")
     version_2: bool = setting(False, "SQuAD 2.0: a question may have no answer")
     no_answer_threshold: float = setting(0.0, "SQuAD 2.0: score by which no answer must win")
     workers: int = setting(

@@ -6,7 +6,7 @@ small: the weights and seed to start from, metrics, and that everybody has come 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Dict
+from typing import Any, Dict, List
 
 import popdist
 
@@ -31,11 +31,15 @@ class World:
         """The first instance's value, which must be the same kind of thing everywhere."""
         return value if self.communicator is None else self.communicator.bcast(value, root=0)
 
+    def gather(self, value: Any) -> List[Any]:
+        """Every instance's value, by rank, the same list everywhere."""
+        return [value] if self.communicator is None else list(self.communicator.allgather(value))
+
     def mean(self, metrics: Dict[str, float]) -> Dict[str, float]:
         """The mean of each metric over all instances, the same everywhere."""
         if self.communicator is None:
             return metrics
-        gathered = self.communicator.allgather(metrics)
+        gathered = self.gather(metrics)
         return {name: sum(each[name] for each in gathered) / self.size for name in metrics}
 
     def barrier(self) -> None:

@@ -11,17 +11,19 @@ Everything works on whole batches in numpy.  B rows, S tokens, P sequences of a 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Dict, List, NamedTuple, Optional, Sequence, Union
+from typing import Dict, List, NamedTuple, Optional, Sequence, TypeVar, Union
 
 import numpy as np
 import torch
 
-from .batch import IGNORED_LABEL, PretrainBatch
+from .batch import IGNORED_LABEL, PretrainBatch, SquadBatch
 from .errors import DataError
 from .records import Records, Rows
 from .sampler import mixed, stream_keys
 from .tfrecords import TFRecordDataset
 from .tokenizer import read_vocab
+
+Batch = TypeVar("Batch", PretrainBatch, SquadBatch)
 
 MASKED_SHARE = 0.15
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -299,11 +301,11 @@ class PretrainDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return PretrainBatch(*(field[0] for field in self.batch([name])))
 
 
-def collate(samples: Union[PretrainBatch, List[PretrainBatch]]) -> PretrainBatch:
+def collate(samples: Union[Batch, List[Batch]]) -> Batch:
     """`collate_fn` of a data loader: a batch stays as it is, single rows are stacked."""
-    if isinstance(samples, PretrainBatch):
+    if isinstance(samples, tuple):
         return samples
-    return PretrainBatch(*(torch.stack(field) for field in zip(*samples)))
+    return type(samples[0])(*(torch.stack(field) for field in zip(*samples)))
 
 
 def open_pretraining_data(

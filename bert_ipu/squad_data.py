@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Dict, Iterator, List, NamedTuple, Sequence, Tuple, Union
 
 import numpy as np
 import torch
@@ -142,7 +142,7 @@ class SquadWindows(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """The windows of all questions of a file, as a data set of rows for SquadBatch.
 
     W windows, E examples (questions).  Token ids are kept once for each question and each context;
-    a row is put together when it is read, which takes a few microseconds and saves gigabytes.
+    a row is put together when it is read, which takes some microseconds and saves gigabytes.
     """
 
     examples: Sequence[SquadExample]
@@ -168,35 +168,37 @@ class SquadWindows(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def __len__(self) -> int:
         return len(self.example_index)
 
-    def __iter__(self) -> Iterator[SquadBatch]:
-        """All rows once; Python's default would count names up for ever."""
-        return (self[window] for window in range(len(self)))
+    def batch(self, names: Union[np.ndarray, Sequence[int]]) -> SquadBatch:
+        """The rows, [B, S] and [B] int32, of the named windows, in this order.
 
-    def __getitem__(self, name: int) -> SquadBatch:
-        """One row, [S] and [] int32, of the window `name` modulo their number.
-
-        A sampler names the window i of epoch e by e * len(self) + i; windows are the same in every epoch.
+        A sampler names window i of epoch e by e * len(self) + i; windows are the same in every epoch.
         """
-        window = int(name) % len(self)
-        example = self.example_index[window]
-        question = self.question_ids[example]
-        first, count = self.first_token[window], self.token_count[window]
-        context_start = self.context_start(window)
-        length = context_start + count + 1
-        input_ids = np.full(self.sequence_length, self.special.pad, np.int32)
-        input_ids[0] = self.special.cls
-        input_ids[1 : context_start - 1] = question
-        input_ids[context_start - 1] = self.special.sep
-        input_ids[context_start : length - 1] = self.context_ids[example][first : first + count]
-        input_ids[length - 1] = self.special.sep
+        windows = np.asarray(names, np.int64) % len(self)
+        input_ids = np.full((len(windows), self.sequence_length), self.special.pad, np.int32)
+        context_starts = np.array([self.context_start(window) for window in windows])[:, None]
+        lengths = context_starts + self.token_count[windows][:, None] + 1
+        for row, window, begin, length in zip(input_ids, windows, context_starts[:, 0], lengths[:, 0]):
+            example, first = self.example_index[window], self.first_token[window]
+            row[0] = self.special.cls
+            row[1 : begin - 1] = self.question_ids[example]
+            row[begin - 1] = self.special.sep
+            row[begin : length - 1] = self.context_ids[example][first : first + self.token_count[window]]
+            row[length - 1] = self.special.sep
         places = np.arange(self.sequence_length)
+        in_row = places < lengths
         return SquadBatch(
             input_ids=torch.from_numpy(input_ids),
-            attention_mask=torch.from_numpy((places < length).astype(np.int32)),
-            token_type_ids=torch.from_numpy(((places >= context_start) & (places < length)).astype(np.int32)),
-            start_positions=torch.tensor(self.start_positions[window], dtype=torch.int32),
-            end_positions=torch.tensor(self.end_positions[window], dtype=torch.int32),
+            attention_mask=torch.from_numpy(in_row.astype(np.int32)),
+            token_type_ids=torch.from_numpy((in_row & (places >= context_starts)).astype(np.int32)),
+            start_positions=torch.from_numpy(self.start_positions[windows].astype(np.int32)),
+            end_positions=torch.from_numpy(self.end_positions[windows].astype(np.int32)),
         )
+
+    def __getitems__(self, names: List[int]) -> SquadBatch:
+        return self.batch(names)
+
+    def __getitem__(self, name: int) -> SquadBatch:
+        return SquadBatch(*(field[0] for field in self.batch([name])))
 
     def context_start(self, window: int) -> int:
         """Position in the row of the window's first context token: after [CLS], question and [SEP]."""

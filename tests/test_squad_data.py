@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import default_collate
 from transformers import BertTokenizerFast
 
 from bert_ipu.batch import SquadBatch
@@ -60,7 +59,7 @@ def test_windows_are_those_of_hugging_face(shared_data: Path, name: str) -> None
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    rows = default_collate(list(windows))
+    rows = windows.batch(range(len(windows)))
     np.testing.assert_array_equal(windows.example_index, expected["overflow_to_sample_mapping"])
     np.testing.assert_array_equal(rows.input_ids, expected["input_ids"])
     np.testing.assert_array_equal(rows.token_type_ids, expected["token_type_ids"])
@@ -122,13 +121,15 @@ def test_sample_answers_are_all_found_back(sample_windows: SquadWindows) -> None
 
 
 def test_rows_are_named_modulo_their_number(sample_windows: SquadWindows) -> None:
-    row, again = sample_windows[5], sample_windows[5 + 3 * len(sample_windows)]
-    assert all(tensor.dtype == torch.int32 for tensor in row)
-    assert all(torch.equal(*pair) for pair in zip(row, again, strict=True))
-    batch = default_collate([row, sample_windows[6]])
+    size = len(sample_windows)
+    batch = sample_windows.batch([5, 6, 5 + 3 * size])
     assert isinstance(batch, SquadBatch)
-    assert batch.input_ids.shape == (2, 64)
-    assert batch.start_positions.shape == (2,)
+    assert batch.input_ids.shape == (3, 64)
+    assert batch.start_positions.shape == (3,)
+    for field, row in zip(batch, sample_windows[6], strict=True):
+        assert field.dtype == torch.int32
+        assert torch.equal(field[0], field[2])
+        assert torch.equal(field[1], row)
 
 
 def test_long_questions_are_cut(sample_windows: SquadWindows) -> None:
@@ -203,7 +204,7 @@ def test_an_empty_context_has_the_empty_answer() -> None:
 
 
 def test_a_perfect_model_gets_every_sample_answer(sample_windows: SquadWindows) -> None:
-    rows = default_collate(list(sample_windows))
+    rows = sample_windows.batch(range(len(sample_windows)))
     starts, ends = (
         torch.nn.functional.one_hot(positions.long(), 64) * 10.0
         for positions in (rows.start_positions, rows.end_positions)
