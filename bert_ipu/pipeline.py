@@ -14,7 +14,7 @@ from torch import nn
 
 from bert_ipu.batch import PretrainBatch, PretrainOutput, SquadBatch, SquadOutput
 from bert_ipu.config import IpuConfig, PretrainConfig, SquadConfig
-from bert_ipu.model import BertForPreTraining, BertForQuestionAnswering
+from bert_ipu.model import PAD_ID, BertForPreTraining, BertForQuestionAnswering
 
 
 class SerializedLinear(nn.Linear):
@@ -49,7 +49,8 @@ class SerializedEmbedding(nn.Module):
         for number, table in enumerate(self.parameters()):
             local = indices - number * self.rows
             inside = (local >= 0) & (local < self.rows)
-            found = F.embedding(local * inside.to(local.dtype), table)
+            padding = PAD_ID if number == 0 else None
+            found = F.embedding(local * inside.to(local.dtype), table, padding_idx=padding)
             parts.append(found * inside[..., None].to(table.dtype))
         return torch.stack(parts).sum(dim=0)
 
