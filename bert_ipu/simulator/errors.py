@@ -19,7 +19,9 @@ class Error(Exception):
 class RecoverableError(Error):
     """A failure after which the device can be used again; `recovery_action` says how."""
 
-    def __init__(self, message: str, recovery_action: str, type: str = "poplar_recoverable_runtime_error") -> None:
+    def __init__(
+        self, message: str, recovery_action: str, type: str = "poplar_recoverable_runtime_error"
+    ) -> None:
         super().__init__(message, type)
         self.recovery_action = recovery_action
 
@@ -32,7 +34,9 @@ class SimulatorUnsupported(Error):
     """Something of PopTorch that would change results and that the simulator does not do."""
 
     def __init__(self, name: str, why: str = "") -> None:
-        super().__init__(f"{name} is not supported by the simulator{': ' + why if why else '.'}", "simulator_unsupported")
+        super().__init__(
+            f"{name} is not supported by the simulator{': ' + why if why else '.'}", "simulator_unsupported"
+        )
         self.name = name
 
 

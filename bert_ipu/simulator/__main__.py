@@ -1,0 +1,51 @@
+"""`python -m bert_ipu.simulator SCRIPT ARGS`: run a PopTorch program on the simulator."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from pathlib import Path
+
+from .installation import install
+
+_USAGE = (
+    "usage: python -m bert_ipu.simulator SCRIPT [ARGS]\n       python -m bert_ipu.simulator -m MODULE [ARGS]"
+)
+
+
+def _reach_child_processes() -> None:
+    """Let processes the program starts find the facades too, after anything else of these names."""
+    importable = str(Path(__file__).parent / "importable")
+    project = str(Path(__file__).parents[2])
+    sys.path += [importable, project]
+    known = [os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else []
+    os.environ["PYTHONPATH"] = os.pathsep.join([*known, importable, project])
+
+
+def main(argv: list[str]) -> int:
+    """Run the script, or the module after -m, with its own arguments; it sees itself as `__main__`."""
+    if not argv or argv[0] in ("-h", "--help") or argv == ["-m"]:
+        print(_USAGE, file=sys.stderr if not argv or argv == ["-m"] else sys.stdout)
+        return 2 if not argv or argv == ["-m"] else 0
+    is_module = argv[0] == "-m"
+    if not is_module and not os.path.exists(argv[0]):
+        print(
+            f"{argv[0]} does not exist: give the path of a Python script, or -m and a module", file=sys.stderr
+        )
+        return 2
+    install()
+    _reach_child_processes()
+    if is_module:
+        sys.argv = argv[1:]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = argv
+        sys.path.insert(0, os.path.dirname(os.path.abspath(argv[0])))
+        runpy.run_path(argv[0], run_name="__main__")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

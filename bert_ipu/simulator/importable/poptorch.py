@@ -1,0 +1,5 @@
+"""Stands for `poptorch` in child processes of `python -m bert_ipu.simulator`: registers the simulator's."""
+
+from bert_ipu.simulator import install
+
+install()

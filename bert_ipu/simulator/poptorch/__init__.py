@@ -1,0 +1,166 @@
+"""The PopTorch 3.4 interface of the simulator: the same names, signatures, defaults and errors."""
+
+from __future__ import annotations
+
+from ..errors import Error, RecoverableError, SimulatorUnsupported, UnrecoverableError
+from . import _impl, _logging, enums, ops, optim, options, poptorch_core, profiling, testing
+from ._impl import createPoptorchError, isRunningOnIpu
+from ._logging import configure as _configure_logging
+from ._logging import setLogLevel
+from .accessor import AsynchronousDataAccessor
+from .blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, NameScope, removeBlocks
+from .cpu_op import CPU
+from .dataloader import DataLoader
+from .enums import (
+    AutoStage,
+    CommGroupType,
+    ConnectionType,
+    DataLoaderMode,
+    HalfFloatCastingBehavior,
+    Liveness,
+    MatMulSerializationMode,
+    MeanReductionStrategy,
+    MultiConvPlanType,
+    OutputMode,
+    OverlapMode,
+    ReductionType,
+    SharingStrategy,
+    SyncPattern,
+    VariableRetrievalMode,
+)
+from .executor import PoplarExecutor, registerPostCompileHook, registerPreCompileHook
+from .models import (
+    VERSION,
+    inferenceModel,
+    ipuHardwareIsAvailable,
+    ipuHardwareVersion,
+    load,
+    trainingModel,
+)
+from .multi_conv import MultiConv
+from .ops import (
+    cond,
+    ctc_beam_search_decoder,
+    custom_op,
+    dynamic_slice,
+    dynamic_update,
+    for_loop,
+    fps,
+    identity_loss,
+    ipu_print_tensor,
+    nearest,
+    nop,
+    recomputationCheckpoint,
+    serializedMatMul,
+    set_available_memory,
+    set_overlap_for_input,
+    set_overlap_for_output,
+)
+from .options import (
+    Attribute,
+    ConfigFileError,
+    Options,
+    ParallelPhasedExecution,
+    Phase,
+    PipelinedExecution,
+    SerialPhasedExecution,
+    ShardedExecution,
+    Stage,
+    TensorLocationSettings,
+)
+from .printing import module_repr, print
+from .structure import (
+    ICustomArgParser,
+    flattenTensorStructure,
+    reconstructTensorStructure,
+    registerCustomArgParser,
+)
+
+__all__ = [
+    "CPU",
+    "AsynchronousDataAccessor",
+    "Attribute",
+    "AutoStage",
+    "BeginBlock",
+    "Block",
+    "BlockFunction",
+    "CommGroupType",
+    "ConfigFileError",
+    "ConnectionType",
+    "DataLoader",
+    "DataLoaderMode",
+    "Error",
+    "HalfFloatCastingBehavior",
+    "ICustomArgParser",
+    "LegacyBeginBlockFn",
+    "Liveness",
+    "MatMulSerializationMode",
+    "MeanReductionStrategy",
+    "MultiConv",
+    "MultiConvPlanType",
+    "NameScope",
+    "Options",
+    "OutputMode",
+    "OverlapMode",
+    "ParallelPhasedExecution",
+    "Phase",
+    "PipelinedExecution",
+    "PoplarExecutor",
+    "RecoverableError",
+    "ReductionType",
+    "SerialPhasedExecution",
+    "ShardedExecution",
+    "SharingStrategy",
+    "SimulatorUnsupported",
+    "Stage",
+    "SyncPattern",
+    "TensorLocationSettings",
+    "UnrecoverableError",
+    "VariableRetrievalMode",
+    "__version__",
+    "_impl",
+    "_logging",
+    "cond",
+    "createPoptorchError",
+    "ctc_beam_search_decoder",
+    "custom_op",
+    "dynamic_slice",
+    "dynamic_update",
+    "enums",
+    "flattenTensorStructure",
+    "for_loop",
+    "fps",
+    "identity_loss",
+    "inferenceModel",
+    "ipuHardwareIsAvailable",
+    "ipuHardwareVersion",
+    "ipu_print_tensor",
+    "isRunningOnIpu",
+    "load",
+    "module_repr",
+    "nearest",
+    "nop",
+    "ops",
+    "optim",
+    "options",
+    "poptorch_core",
+    "print",
+    "profiling",
+    "recomputationCheckpoint",
+    "reconstructTensorStructure",
+    "registerCustomArgParser",
+    "registerPostCompileHook",
+    "registerPreCompileHook",
+    "removeBlocks",
+    "serializedMatMul",
+    "setLogLevel",
+    "set_available_memory",
+    "set_overlap_for_input",
+    "set_overlap_for_output",
+    "testing",
+    "trainingModel",
+]
+
+__version__ = VERSION
+
+_configure_logging()

@@ -1,0 +1,18 @@
+"""Whether the code that runs is being captured for the IPU."""
+
+from __future__ import annotations
+
+from ..errors import poptorch_error as createPoptorchError
+from .recording import is_recording
+
+__all__ = ["createPoptorchError", "isDispatchTracing", "isRunningOnIpu"]
+
+
+def isRunningOnIpu() -> bool:
+    """True inside the forward of a model that is being compiled, False in ordinary execution."""
+    return is_recording()
+
+
+def isDispatchTracing() -> bool:
+    """The same as `isRunningOnIpu`: a program is captured by dispatching its operators."""
+    return is_recording()

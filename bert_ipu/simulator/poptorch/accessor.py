@@ -1,0 +1,410 @@
+"""`AsynchronousDataAccessor`: a worker process that keeps a ring of shared tensors filled with batches."""
+
+from __future__ import annotations
+
+import atexit
+import enum
+import os
+import pickle
+import tempfile
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
+
+import torch
+import torch.multiprocessing as multiprocessing
+
+from ..errors import poptorch_error
+from ._logging import logger
+from .enums import SharingStrategy
+from .structure import getCustomParser, reconstructTensorStructure
+
+_ALL_ROWS = -1
+_END = 0
+
+
+class _Command(enum.Enum):
+    START = enum.auto()
+    RESET = enum.auto()
+    STOP = enum.auto()
+
+
+class _Ring:
+    """`size` slots of tensors in shared memory, filled and emptied in turn by two processes.
+
+    `rows` of a full slot says how many rows are real (`_ALL_ROWS`), or that an epoch ends here (`_END`).
+    """
+
+    def __init__(self, tensors: list[torch.Tensor], indices_mem: torch.Tensor, rows: torch.Tensor) -> None:
+        self.tensors = tensors
+        self.indices_mem = indices_mem
+        self.rows = rows
+        self.position = 0
+
+    @staticmethod
+    def like(example: list[torch.Tensor], size: int) -> _Ring:
+        """An empty ring whose slots hold copies of `example`."""
+        tensors = [
+            tensor.expand(size, *tensor.shape).clone().contiguous().share_memory_() for tensor in example
+        ]
+        return _Ring(
+            tensors,
+            torch.zeros(size, dtype=torch.bool).share_memory_(),
+            torch.zeros(size).int().share_memory_(),
+        )
+
+    @property
+    def slot(self) -> list[torch.Tensor]:
+        """The tensors at the current position."""
+        return [tensor[self.position] for tensor in self.tensors]
+
+    def is_full(self) -> bool:
+        """Whether the current slot has been filled."""
+        return bool(self.indices_mem[self.position])
+
+    def fill(self, rows: int) -> None:
+        """Hand the current slot to the reader and go on."""
+        self.rows[self.position] = rows
+        self.indices_mem[self.position] = True
+        self.advance()
+
+    def advance(self) -> None:
+        """Go to the next slot."""
+        self.position = (self.position + 1) % len(self.indices_mem)
+
+    def clear(self) -> None:
+        """Empty every slot and start over."""
+        self.indices_mem.fill_(False)
+        self.position = 0
+
+
+class _Layout(NamedTuple):
+    """How the reader puts a slot's tensors back into the data set's container."""
+
+    kind: str
+    keys: tuple[Any, ...]
+    example: Any
+
+    def rebuild(self, tensors: list[torch.Tensor]) -> Any:
+        if self.kind == "tensor":
+            return tensors[0]
+        if self.kind == "dict":
+            return dict(zip(self.keys, tensors))
+        if self.kind == "custom":
+            return reconstructTensorStructure(self.example, tensors)
+        return tensors
+
+
+def _layout(data: Any) -> _Layout:
+    if isinstance(data, torch.Tensor):
+        return _Layout("tensor", (), None)
+    if isinstance(data, dict):
+        return _Layout("dict", tuple(data), None)
+    parser = getCustomParser(data)
+    if parser is not None:
+        empty = iter([torch.empty(0)] * len(list(parser.yieldTensors(data))))
+        return _Layout("custom", (), parser.reconstruct(data, empty))
+    return _Layout("list", (), None)
+
+
+def _elements(data: Any, layout: _Layout) -> list[torch.Tensor]:
+    parser = getCustomParser(data)
+    if isinstance(data, torch.Tensor):
+        elements: list[Any] = [data]
+    elif isinstance(data, dict):
+        elements = [data[key] for key in layout.keys]
+    else:
+        elements = list(parser.yieldTensors(data) if parser is not None else data)
+    for index, element in enumerate(elements):
+        assert isinstance(element, torch.Tensor), (
+            f"Tensor at index {index} is not a torch tensor ({type(element)}). "
+            "AsynchronousDataAccessor expects data to be organised as a flat 1D container of tensors."
+        )
+    return elements
+
+
+class _Settings(NamedTuple):
+    buffer_size: int
+    miss_sleep_s: float
+    load_indefinitely: bool
+    early_preload: bool
+    rebatched_size: int | None
+
+
+class _Loader:
+    """The worker process: fetches, re-batches and fills the ring until told to stop."""
+
+    def __init__(self, dataset: Any, settings: _Settings, replies: Connection, commands: Connection) -> None:
+        self._dataset = dataset
+        self._settings = settings
+        self._replies = replies
+        self._commands = commands
+        self._drop_last = getattr(dataset, "rebatched_drop_last", True)
+        self._iterator: Iterator[Any] = iter(dataset)
+        self._pending: list[torch.Tensor] | None = None
+        self._filled_rows = 0
+
+    def run(self) -> None:
+        first = next(self._iterator, None)
+        if first is None:
+            raise poptorch_error("The Dataset is empty")
+        self._layout = _layout(first)
+        self._pending = _elements(first, self._layout)
+        self._ring = _Ring.like(self._example(self._pending), self._settings.buffer_size)
+        self._replies.send((self._layout, self._ring.tensors, self._ring.indices_mem, self._ring.rows))
+        self._load()
+        loading = self._settings.early_preload
+        while True:
+            command = self._commands.recv() if not loading or self._commands.poll() else None
+            if command == _Command.STOP:
+                return
+            if command == _Command.RESET:
+                self._ring.clear()
+                self._restart()
+                self._replies.send(command)
+            loading = loading or command in (_Command.START, _Command.RESET)
+            if loading:
+                loading = self._load()
+
+    def _example(self, tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+        size = self._settings.rebatched_size
+        if size is None:
+            return tensors
+        return [tensor.new_zeros((size, *tensor.shape[1:])) for tensor in tensors]
+
+    def _restart(self) -> None:
+        self._iterator = iter(self._dataset)
+        self._pending = None
+        self._filled_rows = 0
+
+    def _load(self) -> bool:
+        """Put one more batch, or the end of the epoch, into the ring; False once to wait for the reader's start."""
+        if self._pending is None:
+            data = next(self._iterator, None)
+            if data is None:
+                return self._end_epoch()
+            self._pending = _elements(data, self._layout)
+        if self._slot_is_free():
+            self._store()
+        return True
+
+    def _store(self) -> None:
+        assert self._pending is not None, "there is something to store"
+        if self._settings.rebatched_size is None:
+            for slot, tensor in zip(self._ring.slot, self._pending):
+                slot.copy_(tensor)
+            self._pending = None
+            self._ring.fill(_ALL_ROWS)
+            return
+        start = self._filled_rows
+        count = min(len(self._pending[0]), self._settings.rebatched_size - start)
+        for slot, tensor in zip(self._ring.slot, self._pending):
+            slot[start : start + count].copy_(tensor[:count])
+        left = [tensor[count:] for tensor in self._pending]
+        self._pending = left if len(left[0]) else None
+        self._filled_rows = start + count
+        if self._filled_rows == self._settings.rebatched_size:
+            self._filled_rows = 0
+            self._ring.fill(_ALL_ROWS)
+
+    def _end_epoch(self) -> bool:
+        if self._filled_rows and not self._drop_last:
+            if not self._slot_is_free():
+                return True
+            self._ring.fill(self._filled_rows)
+            self._filled_rows = 0
+        if not self._slot_is_free():
+            return True
+        self._ring.fill(_END)
+        logger.debug("AsynchronousDataAccessor worker: end of dataset reached")
+        self._restart()
+        return self._settings.load_indefinitely
+
+    def _slot_is_free(self) -> bool:
+        """Wait for the reader to empty the slot; False if a command came first."""
+        while self._ring.is_full():
+            if self._commands.poll():
+                return False
+            time.sleep(self._settings.miss_sleep_s)
+        return True
+
+
+def _worker_main(dataset: Any, settings: _Settings, replies: Connection, commands: Connection) -> None:
+    try:
+        logger.debug("AsynchronousDataAccessor worker process: %d", os.getpid())
+        if isinstance(dataset, _PickledFile):
+            dataset = dataset.load()
+        _Loader(dataset, settings, replies, commands).run()
+        logger.debug("AsynchronousDataAccessor worker: clean exit")
+    except (KeyboardInterrupt, EOFError, BrokenPipeError):
+        pass  # the parent is going, or gone
+
+
+class _PickledFile(NamedTuple):
+    path: str
+
+    def load(self) -> Any:
+        with open(self.path, "rb") as file:
+            return pickle.load(file)
+
+
+class _Worker:
+    """The reader's side: the process, its pipes and the ring."""
+
+    def __init__(self, dataset: Any, settings: _Settings, sharing_strategy: SharingStrategy) -> None:
+        self._settings = settings
+        self._started = False
+        self._used = False
+        self._held: int | None = None
+        if sharing_strategy == SharingStrategy.FileSystem:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "dataset.pkl")
+                with open(path, "wb") as file:
+                    pickle.dump(dataset, file, protocol=4)
+                self._start(_PickledFile(path), sharing_strategy)
+        else:
+            self._start(dataset, sharing_strategy)
+
+    def _start(self, dataset: Any, sharing_strategy: SharingStrategy) -> None:
+        context = multiprocessing.get_context(_START_METHODS.get(sharing_strategy, "spawn"))
+        if sharing_strategy == SharingStrategy.ForkServer:
+            context.set_forkserver_preload(["__main__", "torch"])  # one import of torch for all workers
+        self._replies, replies = context.Pipe(duplex=False)
+        commands, self._commands = context.Pipe(duplex=False)
+        self._process = context.Process(
+            target=_worker_main, args=(dataset, self._settings, replies, commands)
+        )
+        logger.debug("AsynchronousDataAccessor parent process: %d", os.getpid())
+        self._process.start()
+        replies.close()
+        commands.close()
+        try:
+            self._layout, tensors, indices_mem, rows = self._replies.recv()
+        except EOFError:
+            raise poptorch_error(
+                "AsynchronousDataAccessor worker thread failed to start (Check above for details)"
+            ) from None
+        self._data_buffers = _Ring(tensors, indices_mem, rows)
+
+    def begin_epoch(self) -> None:
+        """Make the next batch the first one of an epoch."""
+        if self._started and not self._used:
+            return
+        self.release()
+        if self._used and not self._drop_end_marker():
+            self._commands.send(_Command.RESET)
+            while self._replies.recv() != _Command.RESET:
+                pass
+            self._data_buffers.position = 0
+        else:
+            self._commands.send(_Command.START)
+        self._started, self._used = True, False
+
+    def _drop_end_marker(self) -> bool:
+        at_end = self._at_end()
+        if at_end:
+            self._data_buffers.indices_mem[self._data_buffers.position] = False
+            self._data_buffers.advance()
+        return at_end
+
+    def _at_end(self) -> bool:
+        ring = self._data_buffers
+        return ring.is_full() and int(ring.rows[ring.position]) == _END
+
+    def next(self) -> Any:
+        """The next batch; raises StopIteration at the end of the epoch."""
+        self.release()
+        ring = self._data_buffers
+        while not ring.is_full():
+            assert self._process.exitcode is None, "An error occurred in the data fetcher"
+            time.sleep(1e-5)
+        self._used = True
+        if self._at_end():
+            raise StopIteration
+        rows = int(ring.rows[ring.position])
+        tensors = ring.slot if rows == _ALL_ROWS else [tensor[:rows] for tensor in ring.slot]
+        self._held = ring.position
+        ring.advance()
+        return self._layout.rebuild(tensors)
+
+    def release(self) -> None:
+        """Give the slot of the last batch back to the worker."""
+        if self._held is not None:
+            self._data_buffers.indices_mem[self._held] = False
+        self._held = None
+
+    def terminate(self) -> None:
+        """Stop the process; it gets ten seconds to finish what it does."""
+        try:
+            self._commands.send(_Command.STOP)
+        except (BrokenPipeError, OSError):
+            pass  # it has stopped by itself
+        self._process.join(timeout=10)
+        if self._process.exitcode is None:
+            self._process.terminate()
+            self._process.join()
+
+
+_START_METHODS = {SharingStrategy.Fork: "fork", SharingStrategy.ForkServer: "forkserver"}
+
+
+class AsynchronousDataAccessor:
+    """Fetches the batches of a data set or `DataLoader` in another process.
+
+    A batch stays valid until the next one is asked for. Raises Error where the worker cannot start.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        buffer_size: int = 3,
+        miss_sleep_time_in_ms: float = 0.1,
+        load_indefinitely: bool = True,
+        early_preload: bool = False,
+        sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
+        rebatched_size: int | None = None,
+    ) -> None:
+        self._worker: _Worker | None = None
+        if getattr(dataset, "_accessor", None) is not None:
+            raise poptorch_error(
+                "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the existing one "
+                "or set mode='poptorch.DataLoaderMode.Sync' in the DataLoader."
+            )
+        if getattr(dataset, "leaves_incomplete_batch", False) and rebatched_size is None:
+            raise AssertionError(
+                "The 'drop_last=False' option from the DataLoader only works if 'rebatched_size' is specified too."
+            )
+        assert rebatched_size is None or rebatched_size > 1, "rebatched_size must be None or greater than 1"
+        self._dataset = dataset
+        self.rebatched_size = rebatched_size
+        settings = _Settings(
+            buffer_size, miss_sleep_time_in_ms / 1000, load_indefinitely, early_preload, rebatched_size
+        )
+        self._worker = _Worker(dataset, settings, sharing_strategy)
+        atexit.register(self.terminate)
+
+    def terminate(self) -> None:
+        """Stop the worker process."""
+        if self._worker is not None:
+            self._worker.terminate()
+            self._worker = None
+            atexit.unregister(self.terminate)
+
+    def __del__(self) -> None:
+        self.terminate()
+
+    def __len__(self) -> int:
+        length = len(self._dataset)
+        if self.rebatched_size and getattr(self._dataset, "_accessor", None) is not self:
+            length = length * self._dataset.batch_size // self.rebatched_size
+        return length
+
+    def __iter__(self) -> AsynchronousDataAccessor:
+        assert self._worker is not None, "terminate() has stopped this accessor's worker"
+        self._worker.begin_epoch()
+        return self
+
+    def __next__(self) -> Any:
+        assert self._worker is not None, "terminate() has stopped this accessor's worker"
+        return self._worker.next()

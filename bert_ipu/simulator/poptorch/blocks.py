@@ -1,0 +1,138 @@
+"""Blocks: the parts of a model that a strategy's stages are made of."""
+
+from __future__ import annotations
+
+import functools
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import poptorch_error
+from ..graph.annotations import Placement
+from . import recording, strategies
+
+
+def _begin(user_id: str | None, ipu_id: int | None) -> None:
+    if strategies.current_stages is not None:
+        strategies.current_stages.beginStage(user_id, ipu_id)
+
+
+class Block(torch.nn.Module):
+    """A context whose operators form a block: `with poptorch.Block("encoder", ipu_id=1):`."""
+
+    def __init__(self, user_id: str | None = None, ipu_id: int | None = None) -> None:
+        super().__init__()
+        self._user_id = user_id
+        self._ipu_id = ipu_id
+        self._outer: Placement | None = None
+
+    @staticmethod
+    def useAutoId() -> None:
+        """Number unnamed blocks from 0; call it at the start of the forward."""
+        if strategies.current_stages is not None:
+            strategies.current_stages.resetAutoId()
+
+    @staticmethod
+    def start(user_id: str | None = None, ipu_id: int | None = None) -> None:
+        """Begin a block that lasts until the next one begins."""
+        _begin(user_id, ipu_id)
+
+    def __enter__(self) -> None:
+        self._outer = recording.current_placement()
+        _begin(self._user_id, self._ipu_id)
+
+    def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
+        recording.place(self._outer)
+        self._outer = None
+
+
+class LegacyBeginBlockFn(torch.nn.Module):
+    """A function that begins a block each time it is called."""
+
+    def __init__(
+        self, layer_to_call: Callable[..., Any], user_id: str | None = None, ipu_id: int | None = None
+    ) -> None:
+        super().__init__()
+        self._user_id = user_id
+        self._layer_to_call = layer_to_call
+        self._ipu_id = ipu_id
+
+    def __call__(self, *input: Any, **kwargs: Any) -> Any:
+        if strategies.current_stages is not None and self._user_id is None:
+            self._user_id = strategies.current_stages.nextAutoId()
+        _begin(self._user_id, self._ipu_id)
+        return self._layer_to_call(*input, **kwargs)
+
+
+class _BlockHook:
+    """Begins a block before a module's forward."""
+
+    def __init__(self, user_id: str | None, ipu_id: int | None) -> None:
+        self._user_id = user_id
+        self._ipu_id = ipu_id
+
+    def __call__(self, module: torch.nn.Module, input: Any) -> None:
+        if strategies.current_stages is not None and self._user_id is None:
+            self._user_id = strategies.current_stages.nextAutoId()
+        _begin(self._user_id, self._ipu_id)
+
+    def __repr__(self) -> str:
+        return f"BeginBlock(user_id={self._user_id}, ipu_id={self._ipu_id})"
+
+
+def BeginBlock(layer_to_call: Any, user_id: str | None = None, ipu_id: int | None = None) -> torch.nn.Module:
+    """Begin a block at a module, which is changed in place and returned, or at a function, which is wrapped.
+
+    Raises Error for anything else, or where a block already begins.
+    """
+    if not isinstance(layer_to_call, torch.nn.Module):
+        if callable(layer_to_call):
+            return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
+        raise poptorch_error("module is not an instance of torch.nn.Module or function.")
+    if any(isinstance(hook, _BlockHook) for hook in layer_to_call._forward_pre_hooks.values()):
+        raise poptorch_error("module has already been assigned to a block.")
+    layer_to_call.register_forward_pre_hook(_BlockHook(user_id, ipu_id))
+    return layer_to_call
+
+
+def removeBlocks(module: torch.nn.Module) -> None:
+    """Undo every `BeginBlock` in a module and its children."""
+    assert isinstance(module, torch.nn.Module)
+    for each in module.modules():
+        kept = (
+            (key, hook) for key, hook in each._forward_pre_hooks.items() if not isinstance(hook, _BlockHook)
+        )
+        each._forward_pre_hooks = OrderedDict(kept)
+
+
+def BlockFunction(
+    user_id: str | None = None, ipu_id: int | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a function so that its operators form a block."""
+
+    def decorator(func: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(func)
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            with Block(user_id, ipu_id):
+                return func(*args, **kwargs)
+
+        return wrapper
+
+    return decorator
+
+
+class NameScope:
+    """A context that puts its name before those of its operators."""
+
+    def __init__(self, name: str) -> None:
+        assert isinstance(name, str), "Parameter to NameScope must be a string"
+        self.name = name
+
+    def __enter__(self) -> None:
+        self._scope = recording.scoped(self.name)
+        self._scope.__enter__()
+
+    def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
+        self._scope.__exit__(type, value, traceback)

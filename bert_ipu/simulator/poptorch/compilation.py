@@ -1,0 +1,261 @@
+"""From a model, its inputs and its options to a session: captures the forward once and compiles it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ..compiler import Anchor, CompileRequest, compile_program
+from ..errors import poptorch_error
+from ..graph.capture import CapturedTensor
+from ..graph.ir import Reduction, ReplicaGroups
+from ..graph.optimizers import OptimizerSpec
+from ..installation import current_params
+from ..runtime import collectives
+from ..runtime.engine import Executable
+from ..runtime.settings import ExecutionSettings
+from . import session_options, wrapping
+from ._logging import logger
+from .arguments import Arguments
+from .enums import (
+    CommGroupType,
+    ConnectionType,
+    MeanReductionStrategy,
+    OutputMode,
+    ReductionType,
+    VariableRetrievalMode,
+)
+from .options import Options
+from .session import Session
+from .structure import flattenTensorStructure, reconstructTensorStructure
+
+_MODES = {
+    OutputMode.All: "all",
+    OutputMode.Final: "final",
+    OutputMode.Sum: "sum",
+    OutputMode.EveryN: "every_n",
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is compiled."""
+
+    model: Any
+    inputs: Arguments
+    """One micro-batch."""
+    training: bool
+    optimizer: torch.optim.Optimizer | None
+    optimizer_description: dict[str, Any]
+    options: Options
+    replica_groups: Mapping[str, tuple[CommGroupType, int, VariableRetrievalMode]]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The session, and what the forward returned: the program's results take the place of its tensors."""
+
+    session: Session
+    outputs_structure: Any
+
+
+def is_on_ipu(tensor: torch.Tensor) -> bool:
+    """Whether a tensor belongs to a captured program."""
+    return isinstance(tensor, CapturedTensor)
+
+
+def named_tensors(model: Any) -> dict[str, torch.Tensor]:
+    """Parameters and buffers by name; none for a function."""
+    if not isinstance(model, torch.nn.Module):
+        return {}
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
+def compile_model(subject: Subject) -> Compiled:
+    """Capture and compile. Raises what the forward raises, and Error for what the IPU cannot do."""
+    options = subject.options
+    session_options.validate(options.toDict())
+    progress = options._progress_bar if options._show_compilation_progress_bar else _no_progress
+    progress(0, 3)
+    captured = _Captured(subject.model, subject.inputs)
+    with wrapping.unwrapped(subject.model), _tracing(options):
+        program = compile_program(_request(subject, captured))
+    progress(2, 3)
+    params = current_params()
+    offline = params.is_null or options.connection_type == ConnectionType.Never
+    if offline:
+        params = dataclasses.replace(params, device="null")
+    executable = Executable(program, _execution_settings(options), params)
+    progress(3, 3)
+    return Compiled(Session(program, executable, offline), captured.outputs_structure)
+
+
+def _no_progress(done: int, total: int) -> None:
+    """The user wants no progress bar."""
+
+
+class _Captured:
+    """The forward as a function of flat tensors, with the structure of what it returned."""
+
+    def __init__(self, model: Any, inputs: Arguments) -> None:
+        self._model = model
+        self._inputs = inputs
+        self.outputs_structure: Any = None
+
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        args, kwargs = reconstructTensorStructure((self._inputs.args, self._inputs.kwargs), tensors)
+        with _IpuByDefault():
+            result = self._model(*args, **kwargs)
+            self.outputs_structure = result
+            return tuple(_narrowed(output) for output in self._outputs(result))
+
+    @staticmethod
+    def _outputs(result: Any) -> Iterator[torch.Tensor]:
+        for output in flattenTensorStructure(result):
+            if is_on_ipu(output):
+                yield output
+            else:
+                logger.warning("Output expected to be on the IPU but is on %s", output.device.type)
+
+
+def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
+    """The IPU has no 64-bit types: results come back as it has them."""
+    narrower = {torch.int64: torch.int32, torch.float64: torch.float32}
+    return tensor.to(narrower[tensor.dtype]) if tensor.dtype in narrower else tensor
+
+
+_FACTORIES = frozenset(
+    getattr(torch, name)
+    for name in [
+        "arange",
+        "empty",
+        "full",
+        "full_like",
+        "linspace",
+        "logspace",
+        "ones",
+        "rand",
+        "randint",
+        "randn",
+        "randperm",
+        "range",
+        "tensor",
+        "zeros",
+        "zeros_like",
+        "normal",
+    ]
+)
+
+
+class _IpuByDefault(TorchFunctionMode):
+    """Inside a forward, torch's factories make IPU tensors unless told otherwise."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES and "device" not in kwargs and not _follows_a_tensor(func, args, kwargs):
+            logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
+            kwargs = {**kwargs, "device": "ipu"}
+        return func(*args, **kwargs)
+
+
+def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
+    return func is not torch.tensor and any(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values()))
+
+
+@contextmanager
+def _tracing(options: Options) -> Iterator[None]:
+    options._execution_strategy.onStartTracing()
+    try:
+        yield
+    finally:
+        options._execution_strategy.onEndTracing()
+
+
+def _request(subject: Subject, captured: _Captured) -> CompileRequest:
+    options = subject.options
+    is_module = isinstance(subject.model, torch.nn.Module)
+    optimizer = None
+    if subject.optimizer is not None:
+        optimizer = OptimizerSpec.from_description(subject.optimizer_description, _optimizer_groups(subject))
+    return CompileRequest(
+        forward=captured.forward,
+        module=subject.model if is_module else torch.nn.Module(),
+        args=tuple(subject.inputs.tensors()),
+        training=subject.training,
+        optimizer=optimizer,
+        reduction=_reduction(options),
+        groups=_replica_groups(subject),
+        anchors=tuple(
+            Anchor(short, long, _MODES[mode], period)
+            for short, (long, _, mode, period) in options.anchored_tensors.items()
+        ),
+    )
+
+
+def _reduction(options: Options) -> Reduction:
+    training = options.Training
+    return Reduction(
+        accumulation=training.gradient_accumulation,
+        replicas=options.replication_factor * options.Distributed.numProcesses,
+        mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
+        running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
+    )
+
+
+def _replica_groups(subject: Subject) -> dict[str, ReplicaGroups]:
+    groups = {}
+    for name, (arrangement, size, retrieval) in subject.replica_groups.items():
+        parameter = named_tensors(subject.model)[name]
+        if not parameter.dim():
+            raise poptorch_error("Scalars cannot be passed as per-replica weight tensor values")
+        retrieve_all = retrieval == VariableRetrievalMode.AllReplicas
+        if arrangement == CommGroupType.NoGrouping:
+            groups[name] = ReplicaGroups("consecutive", 1, retrieve_all)
+        elif arrangement == CommGroupType.All:
+            groups[name] = ReplicaGroups("consecutive", subject.options.replication_factor, retrieve_all)
+        else:
+            kind = "consecutive" if arrangement == CommGroupType.Consecutive else "orthogonal"
+            groups[name] = ReplicaGroups(kind, size, retrieve_all)  # type: ignore[arg-type]
+    return groups
+
+
+def _optimizer_groups(subject: Subject) -> dict[str, int]:
+    """The optimizer's group of each parameter that it updates."""
+    if subject.optimizer is None:
+        return {}
+    group_of = {
+        id(parameter): index
+        for index, group in enumerate(subject.optimizer.param_groups)
+        for parameter in group["params"]
+    }
+    named = named_tensors(subject.model)
+    return {name: group_of[id(tensor)] for name, tensor in named.items() if id(tensor) in group_of}
+
+
+def _execution_settings(options: Options) -> ExecutionSettings:
+    popart = options._Popart.options
+    instances = options.Distributed.numProcesses
+    return ExecutionSettings(
+        device_iterations=options.device_iterations,
+        replication_factor=options.replication_factor,
+        gradient_accumulation=options.Training.gradient_accumulation,
+        output_mode=_MODES[OutputMode(options.output_mode)],  # type: ignore[arg-type]
+        output_period=options.output_return_period,
+        seed=options.random_seed if options.exists("random_seed") else torch.initial_seed(),
+        instance=options.Distributed.processId,
+        instances=instances,
+        all_reduce=_all_reduce if instances > 1 else None,
+        stochastic_rounding=popart.get("enableStochasticRounding", False),
+        float_exceptions=popart.get("enableFloatingPointChecks", False),
+    )
+
+
+def _all_reduce(tensor: torch.Tensor) -> None:
+    """Sum over the instances, which are connected when the first sum is needed."""
+    collectives.current_group().all_reduce(tensor)

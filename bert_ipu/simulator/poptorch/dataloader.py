@@ -1,0 +1,287 @@
+"""`poptorch.DataLoader`: batches of the size that one call of a model takes, for this process's share of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import poptorch_error
+from . import profiling
+from ._logging import logger
+from .accessor import AsynchronousDataAccessor
+from .enums import DataLoaderMode
+from .options import Options
+from .structure import combined_batches
+
+BatchSampler = torch.utils.data.Sampler | Iterable[Sequence[int]]
+
+
+class _ProcessShare:
+    """The contiguous part of a data set that one of several processes reads.
+
+    With dropped remainders all parts are equally long, and every second epoch shifts by what is left over.
+    """
+
+    def __init__(self, dataset: Any, options: Options, step: int, drop_last: bool) -> None:
+        count, processes, process = (
+            len(dataset),
+            options.Distributed.numProcesses,
+            options.Distributed.processId,
+        )
+        self._left_over = 0
+        if drop_last:
+            self._length = step * (count // (step * processes))
+            self._start = process * self._length
+            self._left_over = count - processes * self._length
+        else:
+            lengths = [count // processes + (each < count % processes) for each in range(processes)]
+            self._length = lengths[process]
+            self._start = sum(lengths[:process])
+        self._shift = 0
+        self._dataset = dataset
+        self._seed = options.random_seed if options.exists("random_seed") else None
+        self._generator_state: torch.Tensor | None = None
+        self._order: torch.Tensor | None = None
+
+    def shuffle(self) -> None:
+        """Draw the next order of the whole data set, the same in every process."""
+        generator = torch.Generator()
+        if self._generator_state is not None:
+            generator.set_state(self._generator_state)
+        else:
+            assert self._seed is not None, (
+                "Processes need one seed to draw the same order: call Options.randomSeed()"
+            )
+            generator.manual_seed(self._seed)
+        order = torch.randperm(len(self._dataset), generator=generator)
+        if self._order is None:
+            self._order = order.share_memory_()  # persistent workers must see later orders
+        else:
+            self._order.copy_(order)
+        self._generator_state = generator.get_state()
+
+    def swap_range(self) -> None:
+        """Leave out the other end of the data set than last time."""
+        self._shift = self._left_over - self._shift
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Any:
+        position = index + self._start + self._shift
+        return self._dataset[position if self._order is None else int(self._order[position])]
+
+
+def _length_or_none(batch_sampler: Any) -> int | None:
+    try:
+        length = len(batch_sampler)
+    except (TypeError, NotImplementedError):
+        return None
+    return None if length is NotImplemented else length
+
+
+class DataLoader(torch.utils.data.DataLoader):
+    """torch's DataLoader, with as many batches joined as one call of a model with these options takes.
+
+    `batch_size` is the micro-batch; `combinedBatchSize` is what comes out. With several processes, a
+    map-style data set is divided among them unless `auto_distributed_partitioning` is False.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        dataset: Any,
+        batch_size: int | None = 1,
+        shuffle: bool | None = None,
+        num_workers: int = 0,
+        drop_last: bool | None = True,
+        persistent_workers: bool | None = None,
+        auto_distributed_partitioning: bool = True,
+        mode: DataLoaderMode = DataLoaderMode.Sync,
+        async_options: dict[str, Any] | None = None,
+        rebatched_worker_size: int | None = None,
+        batch_sampler: BatchSampler | None = None,
+        **kwargs: Any,
+    ) -> None:
+        assert isinstance(options, Options), f"options must be poptorch.Options, not {type(options)}"
+        self._accessor: AsynchronousDataAccessor | None = None
+        self._is_user_batch_sampler_set = batch_sampler is not None
+        if batch_sampler is not None:
+            _check_batch_sampler(options, batch_size, shuffle, auto_distributed_partitioning)
+            batch_size = getattr(batch_sampler, "batch_size", batch_size)
+        options._freeze()
+        self._options = options
+        self._set_batch_sizes(batch_size)
+        drop_remainder = bool(drop_last)
+        self.rebatched_drop_last = self.batch_sampler_drop_last = drop_remainder
+        if isinstance(dataset, torch.utils.data.IterableDataset):
+            self._check_iterable(auto_distributed_partitioning, num_workers, kwargs)
+            shuffled_share = False
+        else:
+            if not drop_remainder:
+                self._warn_of_remainder(len(dataset), batch_size, batch_sampler)
+            dataset, shuffled_share = self._share(
+                dataset, shuffle, drop_remainder, auto_distributed_partitioning
+            )
+        self._shuffle_share = shuffled_share
+
+        size = 1 if self._is_user_batch_sampler_set else self._combined_batch_size
+        rebatched_size = self._rebatched_size(mode, drop_remainder)
+        if rebatched_size is not None and rebatched_worker_size is not None:
+            assert rebatched_worker_size <= rebatched_size, (
+                f"The rebatched_worker_size ({rebatched_worker_size}) must be <= to the combined batch size "
+                f"({rebatched_size})"
+            )
+            size = rebatched_worker_size
+        by_batch = batch_sampler is None and size is not None
+        super().__init__(
+            dataset,
+            batch_size=size,
+            shuffle=None if batch_sampler is not None else bool(shuffle) and not shuffled_share,
+            batch_sampler=batch_sampler,
+            num_workers=num_workers,
+            drop_last=by_batch and rebatched_size is None and drop_remainder,
+            persistent_workers=num_workers > 0 if persistent_workers is None else persistent_workers,
+            **kwargs,
+        )
+        if mode != DataLoaderMode.Sync:
+            async_options = async_options or {}
+            assert "rebatched_size" not in async_options, (
+                "You cannot use DataLoaderMode.AsyncRebatched and manually specify the rebatched_size in async_options"
+            )
+            self._accessor = AsynchronousDataAccessor(self, **async_options, rebatched_size=rebatched_size)
+
+    def _set_batch_sizes(self, batch_size: int | None) -> None:
+        options = self._options
+        input_groups = options.replication_factor // options.input_group_size
+        self._batches_to_combine = (
+            options.device_iterations * input_groups * options.Training.gradient_accumulation
+        )
+        self._combined_batch_size = None if batch_size is None else batch_size * self._batches_to_combine
+
+    def _check_iterable(
+        self, auto_distributed_partitioning: bool, num_workers: int, kwargs: dict[str, Any]
+    ) -> None:
+        assert not auto_distributed_partitioning or self._options.Distributed.numProcesses == 1, (
+            "auto_distributed_partitioning not supported for IterableDataset"
+        )
+        if num_workers > 1 and "worker_init_fn" not in kwargs:
+            logger.warning(
+                "IterableDataset used with num_workers=%d but no worker_init_fn specified: every element comes "
+                "%d times, once from each worker (see torch.utils.data.IterableDataset)",
+                num_workers,
+                num_workers,
+            )
+
+    def _warn_of_remainder(self, count: int, batch_size: int | None, batch_sampler: Any) -> None:
+        advice = "and drop_last=False. To avoid handling this special case switch to drop_last=True."
+        if batch_sampler is not None:
+            batches = _length_or_none(batch_sampler)
+            if batches is None:
+                logger.warning(
+                    "The batch sampler has no length: the last tensor may be incomplete %s", advice
+                )
+            elif batches % self._batches_to_combine:
+                logger.warning(
+                    "The number of batches of the batch sampler (%d) is not divisible by the number of batches "
+                    "processed per step (%d): the last tensor will have a batch size of %d, %s",
+                    batches,
+                    self._batches_to_combine,
+                    batches % self._batches_to_combine * (batch_size or 1),
+                    advice,
+                )
+        elif self._combined_batch_size is not None:
+            step = self._combined_batch_size * self._options.Distributed.numProcesses
+            if count % step:
+                logger.warning(
+                    "The number of elements in the dataset (%d) is not divisible by the number of elements "
+                    "processed per step (%d): the last tensor will have a batch size of %d, %s",
+                    count,
+                    step,
+                    count % step,
+                    advice,
+                )
+
+    def _share(
+        self, dataset: Any, shuffle: bool | None, drop_last: bool, auto_distributed_partitioning: bool
+    ) -> tuple[Any, bool]:
+        """This process's part of the data set, and whether that part does the shuffling."""
+        if self._options.Distributed.numProcesses == 1 or not auto_distributed_partitioning:
+            return dataset, False
+        assert not shuffle or self._options.exists("random_seed"), (
+            "When using auto_distributed_partitioning you must set poptorch.Options.randomSeed() "
+            "to ensure that tensors are in the same order in all processes."
+        )
+        assert self._combined_batch_size is not None, (
+            "batch_size=None not allowed when using auto_distributed_partitioning."
+        )
+        return _ProcessShare(dataset, self._options, self._combined_batch_size, drop_last), bool(shuffle)
+
+    def _rebatched_size(self, mode: DataLoaderMode, drop_last: bool) -> int | None:
+        """The batch that the worker process makes of smaller or incomplete ones; None if it passes them on."""
+        joins = self._combined_batch_size is not None and self._combined_batch_size > 1
+        if mode == DataLoaderMode.AsyncRebatched or (
+            mode == DataLoaderMode.Async and not drop_last and joins
+        ):
+            return self._combined_batch_size
+        return None
+
+    @property
+    def leaves_incomplete_batch(self) -> bool:
+        """Whether the last batch can be smaller than the others."""
+        joins = self._combined_batch_size is not None and self._combined_batch_size != 1
+        return not self._is_user_batch_sampler_set and not self.drop_last and joins
+
+    def __len__(self) -> int:
+        size = self._accessor.rebatched_size if self._accessor is not None else None
+        if not size:
+            return super().__len__()
+        batches, rest = divmod(len(self.dataset), size)  # type: ignore[arg-type]
+        return batches + (rest > 0 and not self.rebatched_drop_last)
+
+    @property
+    def _profiling(self) -> profiling.Channel:
+        return profiling.Channel("poptorch.DataLoader")
+
+    @property
+    def combinedBatchSize(self) -> int | None:
+        """Rows of one batch: micro-batch x device iterations x input groups x gradient accumulation."""
+        return self._combined_batch_size
+
+    @property
+    def options(self) -> Options:
+        """The options the batches are made for."""
+        return self._options
+
+    def terminate(self) -> None:
+        """Stop the worker process of the asynchronous modes."""
+        if getattr(self, "_accessor", None) is not None:
+            self._accessor.terminate()  # type: ignore[union-attr]
+
+    def __del__(self) -> None:
+        self.terminate()
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self._shuffle_share:
+            self.dataset.shuffle()
+            self.dataset.swap_range()
+        if self._accessor is not None:
+            return iter(self._accessor)
+        if self._is_user_batch_sampler_set and self._batches_to_combine != 1:
+            return combined_batches(
+                super().__iter__(), self._batches_to_combine, self.batch_sampler_drop_last
+            )
+        return super().__iter__()
+
+
+def _check_batch_sampler(
+    options: Options, batch_size: int | None, shuffle: bool | None, auto_distributed_partitioning: bool
+) -> None:
+    if batch_size != 1 or shuffle:
+        raise poptorch_error("`batch_sampler` option is mutually exclusive with batch_size, shuffle.")
+    if options.Distributed.numProcesses > 1 and auto_distributed_partitioning:
+        raise poptorch_error(
+            "`batch_sampler` option is mutually exclusive with auto_distributed_partitioning=True."
+        )

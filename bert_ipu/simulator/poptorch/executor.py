@@ -1,0 +1,534 @@
+"""`PoplarExecutor`: a model that is compiled at its first call and then runs on the device."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import datetime
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import poptorch_error
+from . import compilation, export, latency, profiling, wrapping
+from ._logging import logger
+from .arguments import ArgumentParser, Arguments
+from .enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
+from .optim import SGD, Optimizer
+from .optimizer_attributes import AttributeTracker, describe
+from .options import Options, PipelinedExecution, ShardedExecution
+from .printing import module_repr
+from .session import Session
+from .structure import reconstructTensorStructure
+
+_NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
+
+Hooks = dict[int, Callable[[], None]]
+
+
+class PoplarExecutor:
+    """What `poptorch.trainingModel` and `poptorch.inferenceModel` return; call it like the model it wraps.
+
+    Attributes it lacks are the model's. Raises Error where PopTorch does: a changed signature, an executable
+    that is missing, a device that is not attached.
+    """
+
+    _precompile_hooks: Hooks = collections.OrderedDict()
+    _postcompile_hooks: Hooks = collections.OrderedDict()
+
+    def __init__(
+        self,
+        model: Any,
+        options: Options | None,
+        training: bool,
+        poptorch_version: str,
+        optimizer: torch.optim.Optimizer | None = None,
+        user_model: Any = None,
+    ) -> None:
+        self._model = model
+        self._user_model = user_model or model
+        self._training = training
+        self._poptorch_version = poptorch_version
+        self._options = _own_options(options, training)
+        self._args_parser = ArgumentParser(model)
+        self._session: Session | None = None
+        self._executable_inputs: Arguments | None = None
+        self._outputs_structure: Any = None
+        self._anchor_memory: dict[str, torch.Tensor] = {}
+        self.per_replica_params: dict[str, tuple[CommGroupType, int, VariableRetrievalMode]] = {}
+        self._host_weights_version = 0
+        self._dirty_host_weights = False
+        self._rng_state: list[int] | None = None
+        self._host_rng_state_is_dirty = False
+        if self._options.exists("random_seed"):
+            self._rng_state = [self._options.random_seed]
+        self._profiling = profiling.Channel(
+            "poptorch.trainingModel" if training else "poptorch.inferenceModel"
+        )
+        self._optimizer: Any = None
+        self._optimizer_description: dict[str, Any] = {}
+        self._ipu_optimizer_is_dirty = False
+        self._wrapper: wrapping.Wrapper | None = None
+        if training:
+            self._attribute_tracker = AttributeTracker(self._options)
+            self.setOptimizer(optimizer or SGD(self._user_model.parameters(), lr=0.01))
+            self._wrapper = wrapping.Wrapper(self._user_model, self)
+            self._wrapper.wrap(self._user_model)
+        self._options._freeze()
+
+    # -- the wrapped model ---------------------------------------------------------------------
+
+    @property
+    def model(self) -> Any:
+        """The user's model."""
+        return self._user_model
+
+    @property
+    def options(self) -> Options:
+        """This model's own, frozen copy of the options."""
+        return self._options
+
+    def __repr__(self) -> str:
+        return module_repr(self._user_model)
+
+    def __getattr__(self, attr: str) -> Any:
+        if attr == "_user_model":
+            raise AttributeError(attr)  # not constructed yet: there is nothing to look in
+        value = getattr(self._user_model, attr)
+        return _ReplicaGroupingWrapper(self, attr, value) if isinstance(value, torch.nn.Parameter) else value
+
+    def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any:
+        """Load weights into the user's model, and onto the device if it is attached."""
+        outcome = self._user_model.load_state_dict(state_dict, strict)
+        if self.isAttachedToDevice():
+            logger.debug("load_state_dict: implicit copyWeightsToDevice()")
+            self.copyWeightsToDevice()
+        return outcome
+
+    # -- weights -------------------------------------------------------------------------------
+
+    def _compiled(self) -> Session:
+        if self._session is None:
+            raise poptorch_error(_NO_EXECUTABLE)
+        return self._session
+
+    def copyWeightsToHostIfNeeded(self) -> bool:
+        """Copy the weights to the host if the device has changed them; whether it had."""
+        if not self._dirty_host_weights:
+            return False
+        logger.debug("Implicit copyWeightsToHost()")
+        self.copyWeightsToHost()
+        return True
+
+    def copyWeightsToHost(self) -> None:
+        """Copy the device's weights and buffers to the user's model."""
+        session = self._compiled()
+        self._dirty_host_weights = False
+        with self._profiling.tracepoint("copyWeightsToHost"):
+            session.read_weights(compilation.named_tensors(self._model))
+        self._host_weights_version += 1
+
+    def copyWeightsToDevice(self) -> None:
+        """Copy the user's model's weights and buffers to the device."""
+        session = self._compiled()
+        self._dirty_host_weights = False
+        self._fetch_optimizer_state()
+        with self._profiling.tracepoint("copyWeightsToDevice"):
+            session.write_weights(compilation.named_tensors(self._model))
+
+    def copyNamedBuffersToDevice(self) -> None:
+        """Copy the buffers that `Options.updatableNamedBuffers` names to the device."""
+        session = self._compiled()
+        if "updatableNamedBuffers" not in self._options._Popart.options:
+            raise poptorch_error("No named buffers marked as updatable via updatableNamedBuffers option")
+        self._dirty_host_weights = False
+        self._fetch_optimizer_state()
+        buffers = dict(self._model.named_buffers())
+        session.write_buffers(buffers, self._options._Popart.options["updatableNamedBuffers"])
+
+    # -- optimizer -----------------------------------------------------------------------------
+
+    def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Use an optimizer's attributes from the next call on; its kind cannot change after compilation."""
+        if self.isCompiled() and optimizer is not self._optimizer:
+            if isinstance(self._optimizer, Optimizer):
+                self._read_optimizer_state()
+                self._optimizer._read_from_ipu = None
+            if isinstance(optimizer, Optimizer):
+                optimizer.ipu_state_is_dirty = True
+        self._optimizer = optimizer
+        if isinstance(optimizer, Optimizer):
+            optimizer._read_from_ipu = self._read_optimizer_state
+        description = describe(optimizer, self._attribute_tracker, self._options, self.isCompiled())
+        if description != self._optimizer_description:
+            self._optimizer_description = description
+            self._ipu_optimizer_is_dirty = True
+        if self.isAttachedToDevice():
+            self._update_optimizer()
+            self._write_optimizer_state()
+
+    def _update_optimizer(self) -> None:
+        if self._ipu_optimizer_is_dirty:
+            self._compiled().update_optimizer(self._optimizer_description)
+            self._ipu_optimizer_is_dirty = False
+
+    def _fetch_optimizer_state(self) -> None:
+        if self._optimizer is not None:
+            self._optimizer.state_dict()
+
+    def _read_optimizer_state(self) -> None:
+        optimizer = self._optimizer
+        if not optimizer.host_state_is_dirty:
+            logger.debug("Using cached optimiser state dict")
+            return
+        state = self._compiled().read_optimizer_state()
+        optimizer.set_state_dict({**state, **torch.optim.Optimizer.state_dict(optimizer)})
+        optimizer.ipu_state_is_dirty = False
+
+    def _write_optimizer_state(self) -> None:
+        session, optimizer = self._compiled(), self._optimizer
+        if not isinstance(optimizer, Optimizer) or not optimizer.ipu_state_is_dirty:
+            return
+        if optimizer.has_state():
+            self.copyWeightsToHostIfNeeded()
+            session.write_optimizer_state(optimizer.get_state_dict())
+        optimizer.ipu_state_is_dirty = False
+
+    # -- compiling -----------------------------------------------------------------------------
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """Compile for inputs like these, without running."""
+        inputs = self._args_parser(args, kwargs)
+        if self.isCompiled():
+            logger.warning("Call to compile() ignored: the executable is already compiled")
+            return
+        self._compile(inputs)
+
+    def _compile(self, inputs: Arguments) -> None:
+        self._args_parser.warn_about_dicts(inputs)
+        micro_batch = inputs.map(self._narrow_tensor)
+        with self._profiling.tracepoint("modelCompilation"), self._hooks():
+            compiled = compilation.compile_model(
+                compilation.Subject(
+                    model=self._model,
+                    inputs=micro_batch,
+                    training=self._training,
+                    optimizer=self._optimizer,
+                    optimizer_description=self._optimizer_description,
+                    options=self._options,
+                    replica_groups=self.per_replica_params,
+                )
+            )
+        self._install(compiled, inputs)
+
+    def _install(self, compiled: compilation.Compiled, inputs: Arguments) -> None:
+        self._session, self._outputs_structure = compiled.session, compiled.outputs_structure
+        self._executable_inputs = inputs
+        if self._options.connection_type != ConnectionType.Never:
+            self._session.attach()
+            self._on_attach()
+
+    @contextlib.contextmanager
+    def _hooks(self) -> Iterator[None]:
+        for hook in list(PoplarExecutor._precompile_hooks.values()):
+            hook()
+        try:
+            yield
+        finally:
+            for hook in list(PoplarExecutor._postcompile_hooks.values()):
+                hook()
+
+    def _narrow_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        """One micro-batch of an input: [rows / micro-batches, ...]."""
+        options = self._options
+        if tensor.requires_grad:
+            logger.warning(
+                "Input tensor has requires_grad=True set. It will be detached: no gradient goes through inputs."
+            )
+            tensor = tensor.detach()
+        groups = options.replication_factor // options.input_group_size
+        micro_batches = options.device_iterations * groups * options.Training.gradient_accumulation
+        rows = tensor.shape[0] if tensor.dim() else 1
+        assert rows % micro_batches == 0, (
+            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({rows}) must be a multiple "
+            f"of Options.deviceIterations({options.device_iterations}) * "
+            f"(Options.replicationFactor({options.replication_factor}) / "
+            f"Options.inputReplicaGrouping.input_group_size({options.input_group_size})) * "
+            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = {micro_batches} "
+            "because it is divided among them."
+        )
+        return tensor if not tensor.dim() else tensor.narrow(0, 0, rows // micro_batches)
+
+    def isCompiled(self) -> bool:
+        """Whether there is an executable."""
+        return self._session is not None
+
+    def destroy(self) -> None:
+        """Bring weights and optimizer state to the host, forget the executable, and unwrap the user's model."""
+        if not self.isCompiled():
+            return
+        if self._training:
+            self.copyWeightsToHostIfNeeded()
+            self._fetch_optimizer_state()
+        self._compiled().release()
+        self._session = None
+        if self._training:
+            if not wrapping.isWrapped(self._user_model):
+                raise poptorch_error("model was never wrapped")
+            wrapping.unwrap_model(self._user_model)
+
+    # -- saving --------------------------------------------------------------------------------
+
+    def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
+        """Write the executable to a file, with the model (for `poptorch.load`) unless `export_model` is False."""
+        self._compiled()
+        export.save(self, filename, export_model, save_rng_state)
+
+    def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
+        """`compile`, then `save`."""
+        self.compile(*args, **kwargs)
+        self.save(filename, export_model)
+
+    def loadExecutable(self, filename: str) -> None:
+        """Use the executable that `save` wrote instead of compiling."""
+        saved = export.read(filename, self._poptorch_version)
+        with self._profiling.tracepoint("loadExecutable"):
+            self._compile(saved.inputs())
+
+    # -- device --------------------------------------------------------------------------------
+
+    def isAttachedToDevice(self) -> bool:
+        """Whether the executable has a device."""
+        return self._session is not None and self._session.attached
+
+    def attachToDevice(self) -> None:
+        """Take a device and copy weights and states to it."""
+        session = self._compiled()
+        assert self._options.connection_type != ConnectionType.Never, (
+            "Trying to attach to an offline device (ConnectionType.Never)"
+        )
+        if session.attached:
+            raise poptorch_error("Device is already attached")
+        session.attach()
+        self._on_attach()
+
+    def detachFromDevice(self) -> None:
+        """Copy weights and states to the host and give the device back."""
+        session = self._compiled()
+        if not session.attached:
+            raise poptorch_error("Device is not attached")
+        _ = self.rng_state
+        if self._training:
+            self.copyWeightsToHostIfNeeded()
+            if isinstance(self._optimizer, Optimizer):
+                self._read_optimizer_state()
+        session.detach()
+
+    def _on_attach(self) -> None:
+        self.copyWeightsToDevice()
+        if self._optimizer is not None:
+            self._update_optimizer()
+        if isinstance(self._optimizer, Optimizer):
+            if self._optimizer.has_state():
+                self._optimizer.ipu_state_is_dirty = True
+                self._write_optimizer_state()
+            else:
+                self._optimizer.host_state_is_dirty = True
+                self._optimizer.ipu_state_is_dirty = False
+        if self._rng_state is not None:
+            self._compiled().random_state = self._rng_state
+
+    @property
+    def rng_state(self) -> list[int]:
+        """The state of the device's random numbers: the seed first."""
+        session = self._compiled()
+        if self._host_rng_state_is_dirty:
+            self._host_rng_state_is_dirty = False
+            self._rng_state = session.random_state
+        return self._rng_state  # type: ignore[return-value]
+
+    @rng_state.setter
+    def rng_state(self, state: list[int]) -> None:
+        session = self._compiled()
+        self._host_rng_state_is_dirty = False
+        self._rng_state = list(state)
+        if session.attached:
+            session.random_state = self._rng_state
+
+    # -- running -------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert self._options.connection_type != ConnectionType.Never, (
+            "Trying to run a model on an offline device (ConnectionType.Never): "
+            "use model.compile(inputs) instead of model(inputs)"
+        )
+        inputs = self._args_parser(args, kwargs)
+        if not self.isCompiled():
+            self._compile(inputs)
+        session = self._compiled()
+        if not session.attached:
+            self.attachToDevice()
+        if not self._training:
+            self._fetch_trained_weights()
+        assert self._executable_inputs is not None, "a compiled model knows its inputs"
+        self._executable_inputs.validate(inputs)
+        self._write_optimizer_state()
+        with self._profiling.tracepoint("modelExecution"):
+            outputs, anchors = session.run(inputs.tensors(self._executable_inputs))
+        self._anchor_memory.update(anchors)
+        self._after_run()
+        return self._rebuild(outputs)
+
+    def _fetch_trained_weights(self) -> None:
+        """Take over what a training model of the same user model has learnt since the last call."""
+        version = getattr(self._user_model, "_host_weights_version", None)
+        if version is None:
+            return
+        self._user_model.copyWeightsToHostIfNeeded()
+        version = self._user_model._host_weights_version
+        if self._host_weights_version != version:
+            logger.debug("Implicit copyWeightsToDevice()")
+            self.copyWeightsToDevice()
+            self._host_weights_version = version
+
+    def _after_run(self) -> None:
+        self._host_rng_state_is_dirty = True
+        self._dirty_host_weights = self._training
+        if isinstance(self._optimizer, Optimizer):
+            self._optimizer.host_state_is_dirty = True
+
+    def _rebuild(self, outputs: list[torch.Tensor]) -> Any:
+        for output in outputs:
+            output.backward = _refuse_backward  # type: ignore[method-assign]
+        return reconstructTensorStructure(self._outputs_structure, outputs, compilation.is_on_ipu)
+
+    # -- looking inside ------------------------------------------------------------------------
+
+    def getTensorNames(self) -> list[str]:
+        """Names of the program's tensors, for `Options.anchorTensor`."""
+        assert self._session is not None, "Model must be compiled before calling getTensorNames"
+        return self._session.tensor_names()
+
+    def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
+        """The last value of a tensor anchored by `Options.anchorTensor`."""
+        assert short_name in self._anchor_memory, f"No tensor with name {short_name} found."
+        return self._anchor_memory[short_name]
+
+    def _debugGetPopartIR(self) -> str:
+        return self._compiled().popart_ir()
+
+    def cycleCount(self) -> int:
+        """Cycles of the last call, where `Options.logCycleCount` is set."""
+        if not self._options._Popart.options["instrumentWithHardwareCycleCounter"]:
+            raise poptorch_error(
+                "Cycle count logging is disabled. Please set option logCycleCount to True to enable."
+            )
+        if self._session is None:
+            raise poptorch_error("Please run the model at least once before obtaining cycle count.")
+        return self._session.cycle_count()
+
+    def compilationTime(self) -> datetime.timedelta:
+        """How long the compilation took, where its progress bar is shown."""
+        if not self.isCompiled():
+            raise poptorch_error("Please compile the model before obtaining compilation time.")
+        if not self._options._show_compilation_progress_bar:
+            raise poptorch_error("Please set showCompilationProgressBar option to obtain compilation time.")
+        elapsed = self._options._progress_bar.compilation_time
+        assert elapsed is not None, "a compilation reports its progress"
+        return elapsed
+
+    def getPerfCounters(self) -> dict[str, list[list[float]]]:
+        """When each micro-batch of each input and output began and ended its way, in the last call."""
+        return latency.counters(self._session)
+
+    def getHostIpuLatency(self) -> tuple[float, float, float]:
+        """Least, greatest and mean seconds from the host to the IPU."""
+        return latency.between(self.getPerfCounters(), ("input", min), ("input_complete", max))
+
+    def getComputeLatency(self) -> tuple[float, float, float]:
+        """Least, greatest and mean seconds on the IPU."""
+        return latency.between(self.getPerfCounters(), ("input_complete", max), ("output", max))
+
+    def getIpuHostLatency(self) -> tuple[float, float, float]:
+        """Least, greatest and mean seconds from the IPU to the host."""
+        return latency.between(self.getPerfCounters(), ("output", min), ("output_complete", max))
+
+    def getLatency(self) -> tuple[float, float, float]:
+        """Least, greatest and mean seconds from the host to the host."""
+        return latency.between(self.getPerfCounters(), ("input", min), ("output_complete", max))
+
+
+class _ReplicaGroupingWrapper:
+    """A parameter as an attribute of an executor: itself, and `replicaGrouping`."""
+
+    def __init__(self, executor: PoplarExecutor, name: str, parameter: torch.nn.Parameter) -> None:
+        self._executor = executor
+        self._name = name
+        self._parameter = parameter
+
+    def replicaGrouping(
+        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
+    ) -> None:
+        """Give groups of replicas values of their own: the parameter's first dimension counts the groups."""
+        self._executor.per_replica_params[self._name] = (comm_group_type, shards, variable_retrieval_mode)
+
+    def __getattr__(self, attr: str) -> Any:
+        return getattr(self._parameter, attr)
+
+
+def _own_options(options: Options | None, training: bool) -> Options:
+    """The executor's copy of the user's options, with the output mode decided."""
+    if options is not None and not isinstance(options, Options):
+        raise poptorch_error(
+            f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)"
+        )
+    if options is not None:
+        options._freeze()
+    own = options.clone() if options is not None else Options()
+    if own.defaultOutputMode():
+        own.outputMode(OutputMode.Final if training else OutputMode.All)
+    if not training and own.Training.gradient_accumulation != 1:
+        message = (
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
+            "when running a poptorch.inferenceModel()."
+        )
+        strategy = own._execution_strategy
+        if isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution):
+            message += (
+                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
+                "for pipelined execution instead."
+            )
+        raise poptorch_error(message)
+    for anchor in own.anchored_tensors.values():
+        if anchor[1]:
+            anchor[2] = OutputMode(own.output_mode)
+            anchor[3] = own.output_return_period if anchor[2] == OutputMode.EveryN else anchor[3]
+    return own
+
+
+def _refuse_backward(*_: Any, **__: Any) -> None:
+    raise poptorch_error(
+        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a trainingModel, the "
+        "backwards pass is performed automatically when invoking the model. If you're using an inferenceModel, you "
+        "should use a trainingModel instead."
+    )
+
+
+def _register(hooks: Hooks, hook: Callable[[], None], kind: str) -> RemovableHandle:
+    if not callable(hook):
+        raise RuntimeError(f"{kind}-compile hook must be callable")
+    handle = RemovableHandle(hooks)
+    hooks[handle.id] = hook
+    return handle
+
+
+def registerPreCompileHook(hook: Callable[[], None]) -> RemovableHandle:
+    """Call `hook` before each model is compiled, until the handle is removed."""
+    return _register(PoplarExecutor._precompile_hooks, hook, "Pre")
+
+
+def registerPostCompileHook(hook: Callable[[], None]) -> RemovableHandle:
+    """Call `hook` after each model is compiled, until the handle is removed."""
+    return _register(PoplarExecutor._postcompile_hooks, hook, "Post")

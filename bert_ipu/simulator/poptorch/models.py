@@ -1,0 +1,77 @@
+"""Making executors: `trainingModel`, `inferenceModel`, `load`; and what devices there are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from . import export, wrapping
+from .executor import PoplarExecutor
+from .options import Options
+
+VERSION = "3.4.0"
+"""The release of PopTorch whose interface this is."""
+
+_IPUS = 64
+"""IPUs of a Pod64, the largest system that poprun partitions as one."""
+
+
+def trainingModel(
+    model: Any, options: Options | None = None, optimizer: torch.optim.Optimizer | None = None
+) -> PoplarExecutor:
+    """A model that computes its loss, the gradients and the update when called; SGD with lr 0.01 by default.
+
+    Raises RuntimeError for a model that another training model has wrapped.
+    """
+    if isinstance(model, PoplarExecutor):
+        model = model._user_model
+    if wrapping.isWrapped(model):
+        raise RuntimeError(
+            "Model has already been wrapped in 'poptorch.trainingModel'. "
+            "Call model.destroy() on the model to unwrap before wrapping again."
+        )
+    return PoplarExecutor(
+        model=copy.copy(model),
+        options=options,
+        training=True,
+        poptorch_version=VERSION,
+        optimizer=optimizer,
+        user_model=model,
+    )
+
+
+def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor:
+    """A model whose forward runs on the IPU when called."""
+    if isinstance(model, PoplarExecutor):
+        model = model._user_model
+    return PoplarExecutor(model=copy.copy(model), options=options, training=False, poptorch_version=VERSION)
+
+
+def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
+    """The model that `save` or `compileAndExport` wrote, compiled; `edit_opts_fn` may change its options first."""
+    saved = export.read(filename, VERSION)
+    model, optimizer = export.restore(saved, filename)
+    if edit_opts_fn is not None:
+        edit_opts_fn(saved.options)
+    make = (
+        trainingModel(model, saved.options, optimizer)
+        if saved.training
+        else inferenceModel(model, saved.options)
+    )
+    make.loadExecutable(filename)
+    if saved.rng_state is not None:
+        make.rng_state = saved.rng_state
+    return make
+
+
+def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
+    """Whether so many IPUs can be had: the simulator stands for a Pod64."""
+    return num_ipus <= _IPUS
+
+
+def ipuHardwareVersion() -> int:
+    """The version of the simulated IPU: 2, a Mk2."""
+    return 2

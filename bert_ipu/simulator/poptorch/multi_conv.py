@@ -1,0 +1,85 @@
+"""`poptorch.MultiConv`: convolutions planned together. Changes time and memory, no result."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+
+from . import recording
+from .enums import MultiConvPlanType
+
+_numbers = itertools.count()
+
+
+def _per_convolution(name: str, value: Any, kind: type) -> Any:
+    if value is None or isinstance(value, kind):
+        return value if value is None else (value,)
+    if isinstance(value, (list, tuple)) and value and all(isinstance(each, kind) for each in value):
+        return value
+    raise AssertionError(
+        f"Invalid {name}! Expected a {kind.__name__}, or one for each convolution, not {value!r}"
+    )
+
+
+class MultiConv:
+    """A context whose independent convolutions run together."""
+
+    def __init__(self) -> None:
+        self._available_memory_proportions: Any = None
+        self._partials_types: Any = None
+        self._plan_type: MultiConvPlanType | None = None
+        self._per_conv_reserved_tiles: int | None = None
+        self._cycle_back_off: float | None = None
+        self._enable_conv_ditherings: Any = None
+
+    def availableMemoryProportions(self, value: float | list[float]) -> MultiConv:
+        """Memory for each convolution's temporaries."""
+        self._available_memory_proportions = _per_convolution("available memory proportion", value, float)
+        return self
+
+    def partialsTypes(self, value: torch.dtype | list[torch.dtype]) -> MultiConv:
+        """The type of each convolution's partial sums: torch.float or torch.half."""
+        dtypes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if any(dtype not in (torch.float32, torch.float16) for dtype in dtypes):
+            raise ValueError(f"Invalid partials types. Expecting torch.float or torch.half, not {value}")
+        self._partials_types = dtypes
+        return self
+
+    def enableConvDithering(self, value: bool | list[bool]) -> MultiConv:
+        """Spread convolutions over tiles."""
+        values = value if isinstance(value, (list, tuple)) else (value,)
+        if value is not None and not all(isinstance(each, bool) for each in values):
+            raise ValueError(f"value must be bool or list of bools, not {value!r}")
+        self._enable_conv_ditherings = None if value is None else values
+        return self
+
+    def planType(self, value: MultiConvPlanType) -> MultiConv:
+        """Side by side or one after the other."""
+        if value is not None and not isinstance(value, MultiConvPlanType):
+            raise AssertionError(f"Invalid plan type! Expected a MultiConvPlanType, not {value!r}")
+        self._plan_type = value
+        return self
+
+    def perConvReservedTiles(self, value: int) -> MultiConv:
+        """Tiles that each convolution gets at least."""
+        assert isinstance(value, int)
+        self._per_conv_reserved_tiles = value
+        return self
+
+    def cycleBackOff(self, value: float) -> MultiConv:
+        """How much longer than the fastest plan one may take."""
+        assert isinstance(value, float)
+        self._cycle_back_off = value
+        return self
+
+    def __enter__(self) -> None:
+        annotations = recording.annotations()
+        if annotations is not None:
+            annotations.multi_conv = next(_numbers)
+
+    def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
+        annotations = recording.annotations()
+        if annotations is not None:
+            annotations.multi_conv = None

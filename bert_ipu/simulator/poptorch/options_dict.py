@@ -1,0 +1,156 @@
+"""The base of PopTorch's option groups: named, typed values that can be frozen."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from typing import Any
+
+from tqdm import tqdm
+
+from ._logging import logger
+
+
+class OptionsDict:
+    """Named values read as attributes; `set` keeps their types, and nothing can be set while frozen.
+
+    Names that start with an underscore are ordinary attributes, and only `__init__` makes new ones.
+    """
+
+    def __init__(self, **default_values: Any) -> None:
+        self._warnings: dict[str, str] = {}
+        self._warnings_disabled: set[str] = set()
+        self._is_frozen = False
+        self._values = default_values
+
+    def set(self, **kwargs: Any) -> None:
+        """Give existing options new values of the same type."""
+        self.checkIsFrozen()
+        for option, value in kwargs.items():
+            assert self.exists(option), f"Invalid option {option}, valid options are {list(self._values)}"
+            expected = type(self._values[option])
+            assert isinstance(value, expected), (
+                f"Unexpected type {type(value)} for option {option}. Expected {expected}"
+            )
+            self._values[option] = value
+
+    def createOrSet(self, **kwargs: Any) -> None:
+        """As `set`, for options that may not exist yet."""
+        self.checkIsFrozen()
+        for option, value in kwargs.items():
+            if self.exists(option):
+                self.set(**{option: value})
+            else:
+                self._values[option] = value
+
+    def exists(self, option: str) -> bool:
+        """Whether the option has a value."""
+        return option in self._values
+
+    def deleteIfExists(self, option: str) -> None:
+        """Forget the option's value."""
+        self._values.pop(option, None)
+
+    def _set_frozen(self, frozen: bool) -> None:
+        self.__dict__["_is_frozen"] = frozen
+        for value in self.__dict__.values():
+            if "_is_frozen" in getattr(value, "__dict__", ()):
+                value.__dict__["_is_frozen"] = frozen
+
+    def _freeze(self) -> None:
+        self._set_frozen(True)
+
+    def _unfreeze(self) -> None:
+        self._set_frozen(False)
+
+    def checkIsFrozen(self, option: str | None = None) -> None:
+        """Raise AttributeError if these options are in use."""
+        if option != "_is_frozen" and self.__dict__.get("_is_frozen", False):
+            raise AttributeError("Can't modify frozen Options")
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> OptionsDict:
+        copied = type(self).__new__(type(self))
+        memory[id(self)] = copied
+        for name, value in self.__dict__.items():
+            copied.__dict__[name] = False if name == "_is_frozen" else copy.deepcopy(value, memory)
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    def __setattr__(self, option: str, value: Any) -> None:
+        if option == "__class__":
+            object.__setattr__(self, option, value)
+            return
+        self.checkIsFrozen(option)
+        if not option.startswith("_"):
+            self.set(**{option: value})
+            return
+        if "_values" in self.__dict__ and option not in self.__dict__:
+            raise AttributeError(
+                f"Invalid private attribute {option}. Valid attributes: {list(self.__dict__)}"
+            )
+        object.__setattr__(self, option, value)
+
+    def __getattr__(self, option: str) -> Any:
+        values = self.__dict__.get("_values", {})
+        if option not in values:
+            raise AttributeError(f"Invalid attribute {option}.")
+        return values[option]
+
+    def update(self, other: dict[str, Any]) -> dict[str, Any]:
+        """Add these options to `other`; no name may be in both."""
+        for option, warning in self._warnings.items():
+            if option not in self._warnings_disabled:
+                logger.warning(warning)
+        both = self._values.keys() & other
+        assert not both, f"Can't merge dictionaries, they have some keys in common: {sorted(both)}"
+        other.update(self._values)
+        return other
+
+    def toDict(self) -> dict[str, Any]:
+        """The options as a new dict."""
+        return self.update({})
+
+    def __call__(self, option: str) -> Any:
+        return getattr(self, option)
+
+    def __repr__(self) -> str:
+        shown = {
+            **self._values,
+            **{name: value for name, value in self.__dict__.items() if name != "_values"},
+        }
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+class ProgressBar:
+    """Shows how far a compilation has come, and keeps how long it took."""
+
+    def __init__(self) -> None:
+        self.compilation_time: datetime.timedelta | None = None
+        self._start: datetime.datetime | None = None
+        self._bar: Any = None
+
+    def __call__(self, progress: int, total: int) -> None:
+        if self._bar is None:
+            self._start = datetime.datetime.now()
+            self._bar = tqdm(
+                desc="Graph compilation",
+                total=total,
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
+            )
+        assert self._start is not None, "the bar and its start time are set together"
+        self._bar.update(progress - self._bar.n)
+        self.compilation_time = datetime.datetime.now() - self._start
+        if progress == total:
+            self._bar.close()
+            self._bar = None
+
+    def __deepcopy__(self, memory: dict[int, Any]) -> ProgressBar:
+        return ProgressBar()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_bar": None}

@@ -1,0 +1,61 @@
+"""How PopTorch's calls inside a forward reach the program that is being captured; nothing happens outside one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from ..graph import capture
+from ..graph.annotations import Annotations, Placement
+from ..graph.ir import IpuOp
+
+
+def is_recording() -> bool:
+    """Whether a program is being captured in this thread."""
+    return capture.current() is not None
+
+
+def annotations() -> Annotations | None:
+    """What the next recorded operators get, None outside a capture."""
+    current = capture.current()
+    return None if current is None else current.annotations
+
+
+def current_placement() -> Placement | None:
+    """Where operators are recorded to run now, None outside a capture."""
+    found = annotations()
+    return None if found is None else found.placement
+
+
+def place(placement: Placement | None) -> None:
+    """Record what follows as running there."""
+    found = annotations()
+    if found is not None and placement is not None:
+        found.place(placement)
+
+
+@contextmanager
+def scoped(name: str) -> Iterator[None]:
+    """Put `name` before the names of what is recorded inside."""
+    found = annotations()
+    if found is None:
+        yield
+    else:
+        with found.scoped(name):
+            yield
+
+
+def emit(op: IpuOp, *args: Any, **kwargs: Any) -> Any:
+    """Record one of the IPU's own operators; its result as the user sees it."""
+    current = capture.current()
+    assert current is not None, "operators are recorded inside a capture only"
+    return current.emit(op, *args, **kwargs)
+
+
+def mark(tensor: Any, key: str, value: Any) -> Any:
+    """Attach a note to the operator that made the tensor; the tensor itself comes back."""
+    current = capture.current()
+    if current is not None:
+        current.mark(tensor, key, value)
+    return tensor

@@ -1,0 +1,194 @@
+"""A compiled model on its device: PopTorch's verbs for moving weights, states and random numbers, and running."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..compiler import optimizer_scalars
+from ..errors import SimulatorUnsupported, poptorch_error
+from ..graph.ir import Program, Role
+from ..runtime.engine import Executable
+from ._logging import TRACE, compiler_logger, logger
+
+
+class Session:
+    """Holds an executable; knows which of its variables are weights, optimizer states and optimizer scalars."""
+
+    _devices = 0
+
+    def __init__(self, program: Program, executable: Executable, offline: bool) -> None:
+        self.program = program
+        self.executable = executable
+        self.offline = offline
+        self._attached = False
+        self._run_began = self._run_ended = 0.0
+
+    # -- device --------------------------------------------------------------------------------
+
+    def attach(self) -> None:
+        """Take a device."""
+        number, Session._devices = Session._devices, Session._devices + 1
+        compiler_logger.debug("Acquired %d IPU(s): running on device Id %d.", self._ipus(), number)
+        compiler_logger.log(TRACE, "Attached to device %d", number)
+        self._attached = True
+
+    def _ipus(self) -> int:
+        return 1 + max((node.meta.get("ipu", 0) for node in self.program.operators()), default=0)
+
+    def detach(self) -> None:
+        """Give the device back; variables are lost."""
+        compiler_logger.debug("Detached from device")
+        self._attached = False
+
+    @property
+    def attached(self) -> bool:
+        """Whether the session has a device."""
+        return self._attached
+
+    # -- weights -------------------------------------------------------------------------------
+
+    def write_weights(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Copy weights and buffers to the device."""
+        if not self._attached:
+            compiler_logger.log(TRACE, "Skipping writing weights from host to IPU memory.")
+            return
+        compiler_logger.info("Writing weights from host to IPU memory.")
+        self._load(named, named)
+
+    def write_buffers(self, named: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
+        """Copy some buffers to the device."""
+        if not self._attached:
+            compiler_logger.log(TRACE, "Skipping writing buffers from host to IPU memory.")
+            return
+        compiler_logger.info("Writing named buffers from host to IPU memory.")
+        self._load(named, names)
+
+    def _load(self, named: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
+        for name in names:
+            if name in self.program.variables:
+                self.executable.load_variable(name, named[name].detach())
+
+    @torch.no_grad()
+    def read_weights(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Copy weights and buffers to the host's tensors."""
+        if not self._attached:
+            compiler_logger.log(TRACE, "Skipping writing weights from IPU to host.")
+            return
+        compiler_logger.info("Writing weights from IPU to host.")
+        for name, tensor in named.items():
+            variable = self.program.variables.get(name)
+            if variable is not None and variable.role in (Role.PARAMETER, Role.BUFFER):
+                tensor.copy_(self.executable.read_variable(name))
+
+    # -- optimizer -----------------------------------------------------------------------------
+
+    def _names(self, role: Role) -> list[str]:
+        return [name for name, variable in self.program.variables.items() if variable.role is role]
+
+    def update_optimizer(self, description: dict[str, Any]) -> None:
+        """Give the optimizer's variable attributes new values."""
+        for name, value in optimizer_scalars(self.program, description).items():
+            self.executable.set_scalar(name, value)
+
+    def read_optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
+        """`ipu_state` and `ipu_param`, by PopART's names."""
+        compiler_logger.info("Writing optimiser state tensors from IPU to host.")
+        read = self.executable.read_variable if self._attached else self._initial
+        return {
+            "ipu_state": {name: read(name) for name in self._names(Role.STATE)},
+            "ipu_param": {name: read(name) for name in self._names(Role.SCALAR)},
+        }
+
+    def _initial(self, name: str) -> torch.Tensor:
+        variable = self.program.variables[name]
+        return torch.full(variable.shape, variable.fill, dtype=variable.dtype)
+
+    def write_optimizer_state(self, state: Mapping[str, Any]) -> None:
+        """Copy a state dict's `ipu_state` and `ipu_param` to the device; what it lacks stays as it is."""
+        if not self._attached:
+            raise poptorch_error("Must be attached to a device to write the optimizer state.")
+        groups = (("ipu_state", Role.STATE, "state"), ("ipu_param", Role.SCALAR, "parameter"))
+        for key, role, kind in groups:
+            for name in self._names(role):
+                if name not in state[key]:
+                    logger.warning("writeOptimizerState: ignoring missing %s %s", kind, name)
+                else:
+                    self.executable.load_variable(name, state[key][name])
+        compiler_logger.info("Writing optimiser state tensors from host to IPU memory.")
+
+    # -- random numbers ------------------------------------------------------------------------
+
+    @property
+    def random_state(self) -> list[int]:
+        """The seed, then the number of steps drawn for since it was set."""
+        compiler_logger.debug("Reading random seed")
+        compiler_logger.debug("Reading RNG state")
+        return [self.executable.seed, self.executable.step]
+
+    @random_state.setter
+    def random_state(self, state: Sequence[int]) -> None:
+        compiler_logger.debug("Setting random seed to: %d", state[0])
+        self.executable.seed, self.executable.step = state[0], 0
+        if len(state) > 1:
+            compiler_logger.debug("Setting RNG state")
+            self.executable.step = state[1]
+
+    # -- running -------------------------------------------------------------------------------
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], dict[str, torch.Tensor]]:
+        """One call: all micro-batches in, the flat results and the anchors by name out.
+
+        Inputs that the program writes in place are updated.
+        """
+        self._run_began = time.time()
+        results = self.executable.run(inputs)
+        self._run_ended = time.time()
+        outputs: list[torch.Tensor] = []
+        anchors: dict[str, torch.Tensor] = {}
+        for spec, value in zip(self.program.outputs, results):
+            if spec.kind == "input_update":
+                inputs[spec.index].copy_(value)
+            elif spec.kind == "anchor":
+                anchors[spec.name] = value
+            else:
+                outputs.append(value)
+        return outputs, anchors
+
+    def timestamps(self) -> tuple[list[list[float]], ...]:
+        """Input, input complete, output, output complete: for each tensor the times of its micro-batches.
+
+        The host hands over all micro-batches of a call at once, so they share the call's times.
+        """
+        if not self._run_ended:
+            return [], [], [], []
+        settings = self.executable.settings
+        steps = settings.device_iterations * settings.gradient_accumulation
+        returned = {"final": 1, "sum": 1, "every_n": steps // settings.output_period}.get(
+            settings.output_mode, steps
+        )
+        inputs = [[self._run_began] * (steps * settings.replication_factor)] * len(self.program.inputs)
+        results = sum(spec.kind == "result" for spec in self.program.outputs)
+        outputs = [[self._run_ended] * (returned * settings.replication_factor)] * results
+        return inputs, inputs, outputs, outputs
+
+    # -- looking inside ------------------------------------------------------------------------
+
+    def tensor_names(self) -> list[str]:
+        """Names of the program's tensors."""
+        return list(self.program.tensor_names)
+
+    def popart_ir(self) -> str:
+        """The program as text."""
+        return self.program.format()
+
+    def cycle_count(self) -> int:
+        """Cycles of the last run, which need the hardware model."""
+        raise SimulatorUnsupported("PoplarExecutor.cycleCount", "cycles are not estimated yet.")
+
+    def release(self) -> None:
+        """Give the device back, if there is one."""
+        self._attached = False

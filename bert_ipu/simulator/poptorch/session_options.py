@@ -1,0 +1,245 @@
+"""PopART's session options: which names there are, and what values they take.
+
+Names, kinds and enumerations' sizes are those of PopTorch 3.4's `popart_compiler/source/SessionOptions.cpp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ..errors import Error
+from ._logging import compiler_logger
+
+_BOOLS = frozenset(
+    [
+        "auto_round_num_ipus",
+        "use_model",
+        "serial_phases_execution",
+        "separate_backward_phase",
+        "broadcast_buffers",
+        "enableExplicitIR",
+        "enableInplaceAmbiguityChecking",
+        "enableLoadAndOffloadRNGState",
+        "batchSerializationSettings.concatOnVirtualGraphChange",
+        "batchSerializationSettings.concatOnExecutionPhaseChange",
+        "batchSerializationSettings.concatOnPipelineStageChange",
+        "strictOpVersions",
+        "opxAliasChecking",
+        "opxModifyChecking",
+        "dotOpNames",
+        "exportPoplarComputationGraph",
+        "exportPoplarVertexGraph",
+        "separateCallOpPdfs",
+        "enableOutlining",
+        "enableOutliningCopyCostPruning",
+        "rearrangeAnchorsOnHost",
+        "rearrangeStreamsOnHost",
+        "enablePrefetchDatastreams",
+        "enableNonStableSoftmax",
+        "enableReplicatedGraphs",
+        "enableGradientAccumulation",
+        "instrumentWithHardwareCycleCounter",
+        "enablePipelining",
+        "disableGradAccumulationTensorStreams",
+        "disableOptimizerStateTensorStreams",
+        "compileEngine",
+        "constantWeights",
+        "enableEngineCaching",
+        "enableMergeExchange",
+        "enableFloatingPointChecks",
+        "enableStochasticRounding",
+        "ensureFp32LossScaleTensor",
+        "explicitRecomputation",
+        "enableExplicitMainLoops",
+        "useHostCopyOps",
+        "aliasZeroCopy",
+        "delayVarUpdates",
+        "enableFullyConnectedPass",
+        "enableSerializedMatmuls",
+        "enableStableNorm",
+        "decomposeGradSum",
+        "enableDistributedReplicatedGraphs",
+        "groupHostSync",
+        "automaticLossScalingSettings.enabled",
+        "enableSupportedDataTypeCasting",
+        "groupNormStridedChannelGrouping",
+        "scheduleNonWeightUpdateGradientConsumersEarly",
+        "replicatedCollectivesSettings.prepareScheduleForMergingCollectives",
+        "replicatedCollectivesSettings.mergeAllReduceCollectives",
+    ]
+)
+_INTEGERS = frozenset(
+    [
+        "device_iterations",
+        "num_distributed_processes",
+        "distributed_process_id",
+        "ipu_version",
+        "ipu_id",
+        "gradient_accumulation",
+        "output_return_period",
+        "replication_factor",
+        "input_group_size",
+        "input_cgt",
+        "max_repeat_logs",
+        "random_seed",
+        "executionPhaseSettings.phases",
+        "executionPhaseSettings.stages",
+        "batchSerializationSettings.factor",
+        "firstDotOp",
+        "finalDotOp",
+        "numIOTiles",
+        "mergeVarUpdateMemThreshold",
+        "looseThresholdAtPeak",
+        "accumulationFactor",
+        "swapLimitScheduler",
+        "globalReplicationFactor",
+        "globalReplicaOffset",
+        "defaultBufferingDepth",
+        "defaultPrefetchBufferingDepth",
+        "compilationProgressTotal",
+        "transitiveClosureOptimizationThreshold",
+        "automaticLossScalingSettings.updatePeriod",
+    ]
+)
+# Enumerations: the number of their members (`willow/include/popart/sessionoptions.hpp` and PopTorch's own).
+_ENUMERATIONS = {
+    "execution_mode": 3,
+    "tensors_liveness": 4,
+    "output_mode": 4,
+    "connection_type": 3,
+    "sync_pattern": 3,
+    "accumulation_and_replication_reduction_type": 3,
+    "accumulationAndReplicationReductionType": 3,
+    "meanAccumulationAndReplicationReductionStrategy": 3,
+    "accumulateOuterFragmentSettings.schedule": 4,
+    "autodiffSettings.stitchStrategy": 4,
+    "batchSerializationSettings.transformContext": 2,
+    "batchSerializationSettings.method": 3,
+    "batchSerializationSettings.batchSchedule": 4,
+    "autoRecomputation": 5,
+    "mergeVarUpdate": 4,
+    "virtualGraphMode": 4,
+    "syntheticDataMode": 4,
+    "subgraphCopyingStrategy": 2,
+    "automaticLossScalingSettings.gradientTensorTrackingMethod": 3,
+}
+_STRINGS = frozenset(
+    [
+        "log_dir",
+        "saveInitializersToFile",
+        "model_name",
+        "logDir",
+        "cachePath",
+        "partialsTypeMatMuls",
+        "customCodeletCompileFlags",
+        "serializedPoprithmsShiftGraphsDir",
+        "kahnTieBreaker",
+    ]
+)
+_FLOATS = frozenset(
+    [
+        "outlineSequenceBreakCost",
+        "outlineThreshold",
+        "timeLimitScheduler",
+        "automaticLossScalingSettings.thresholdUpperCountProportion",
+        "automaticLossScalingSettings.binEdgeLocation",
+    ]
+)
+_CONTAINERS = frozenset(
+    [
+        "accumulateOuterFragmentSettings.excludedVirtualGraphs",
+        "dotChecks",
+        "hardwareInstrumentations",
+        "customCodelets",
+        "engineOptions",
+        "reportOptions",
+        "convolutionOptions",
+        "matmulOptions",
+        "lstmOptions",
+        "gclOptions",
+        "updatableNamedBuffers",
+    ]
+)
+_LOCATION_SETTINGS = frozenset(
+    [
+        "minElementsForOffChip",
+        "minElementsForReplicatedTensorSharding",
+        "onChip",
+        "useReplicatedTensorSharding",
+        "useIOTilesToLoad",
+        "useIOTilesToStore",
+    ]
+)
+# Dealt with elsewhere: read together with another option, or only by PopTorch's Python.
+_SKIPPED = frozenset({"patterns_level", "anchored_tensors", "compilation_progress_bar_fn", "ipuof_configs"})
+
+
+def _error(message: str) -> Error:
+    return Error(message, "poptorch_cpp_error")
+
+
+def _known(name: str, names: Iterable[str], kind: str) -> None:
+    if name not in names:
+        raise _error(
+            f"Unknown {kind} option {name}: no option of PopART has this name and takes such a value"
+        )
+
+
+def _check_integer(name: str, value: int) -> None:
+    _known(name, _INTEGERS | _ENUMERATIONS.keys(), "uint64")
+    if value < 0 or value >= _ENUMERATIONS.get(name, 1 << 64):
+        raise _error(f"Value {value} for {name} out of range")
+
+
+def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, Any]) -> None:
+    if name == "available_memory_proportion":
+        return
+    if name == "patterns":
+        if "patterns_level" not in options:
+            raise _error("PopART option 'patterns' should not be set without first setting 'patterns_level'.")
+    elif name.startswith("location_"):
+        unknown = value.keys() - _LOCATION_SETTINGS
+        if unknown:
+            raise _error(f"Unknown option {sorted(unknown)} for tensor location {name}")
+        for key, setting in value.items():
+            compiler_logger.debug("Setting %s to %s for location %s", key, setting, name)
+    elif value:
+        _known(name, _CONTAINERS, "map")
+        for key, setting in value.items():
+            compiler_logger.debug("poptorch.Options set %s[%s] to %s", name, key, setting)
+
+
+def _check_option(name: str, value: Any, options: Mapping[str, Any]) -> None:
+    if isinstance(value, dict):
+        _check_mapping(name, value, options)
+        return
+    if isinstance(value, (set, list, tuple)):
+        for element in value:
+            _known(name, _CONTAINERS, "set / vector")
+            compiler_logger.debug("poptorch.Options added %s to %s", element, name)
+        return
+    scalar_checks: list[tuple[type, Callable[[], None]]] = [
+        (bool, lambda: _known(name, _BOOLS, "bool")),
+        (float, lambda: _known(name, _FLOATS, "floating point")),
+        (int, lambda: _check_integer(name, value)),
+        (str, lambda: _known(name, _STRINGS, "string")),
+    ]
+    for kind, check in scalar_checks:
+        if isinstance(value, kind):
+            check()
+            break
+    else:
+        raise _error(f"Unknown value type {type(value).__name__} for option {name}")
+    shown = str(value).lower() if isinstance(value, bool) else int(value) if isinstance(value, int) else value
+    compiler_logger.debug("poptorch.Options set %s to value %s", name, shown)
+
+
+def validate(options: Mapping[str, Any]) -> None:
+    """Check and log the dict of `Options.toDict`.
+
+    Raises Error for a name that is no option or a value that is out of its range.
+    """
+    for name, value in options.items():
+        if name not in _SKIPPED:
+            _check_option(name, value, options)

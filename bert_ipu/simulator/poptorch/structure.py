@@ -1,0 +1,106 @@
+"""Nested containers of tensors: flatten, rebuild, and the parsers that users register for their own classes."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from ..errors import poptorch_error
+
+custom_arg_parsers: dict[type, ICustomArgParser] = {}
+"""Parser of each registered class; process-wide, as in PopTorch."""
+
+
+class ICustomArgParser(abc.ABC):
+    """Teaches PopTorch a class whose instances hold tensors."""
+
+    @abc.abstractmethod
+    def yieldTensors(self, struct: Any) -> Iterable[torch.Tensor]:
+        """Yield the tensors of `struct`, always in the same order."""
+
+    @abc.abstractmethod
+    def reconstruct(self, original_structure: Any, tensor_iterator: Iterator[torch.Tensor]) -> Any:
+        """Build an object like `original_structure` with tensors taken from `tensor_iterator`."""
+
+
+def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser | None) -> None:
+    """Use `arg_parser` for instances of `arg_data_type`; None forgets it."""
+    if arg_parser is None:
+        custom_arg_parsers.pop(arg_data_type, None)
+        return
+    if not isinstance(arg_parser, ICustomArgParser):
+        raise poptorch_error("arg_parser must inherit from ICustomArgParser")
+    custom_arg_parsers[arg_data_type] = arg_parser
+
+
+def getCustomParser(instance: Any) -> ICustomArgParser | None:
+    """The parser of the instance's class, or of a base class of it."""
+    if not custom_arg_parsers:
+        return None
+    exact = custom_arg_parsers.get(type(instance))
+    if exact is not None:
+        return exact
+    return next((parser for known, parser in custom_arg_parsers.items() if isinstance(instance, known)), None)
+
+
+def _flatten(value: Any, canonical: Any) -> Iterator[torch.Tensor]:
+    parser = getCustomParser(value)
+    if parser is not None:
+        yield from parser.yieldTensors(value)
+    elif isinstance(value, dict):
+        for key in value if canonical is None else canonical:
+            yield from _flatten(value[key], None if canonical is None else canonical[key])
+    elif isinstance(value, (list, tuple)):
+        models = itertools.repeat(None, len(value)) if canonical is None else canonical
+        for element, model in zip(value, models):
+            yield from _flatten(element, model)
+    elif isinstance(value, torch.Tensor):
+        yield value
+
+
+def flattenTensorStructure(tensors: Any, canonical_structure: Any = None) -> list[torch.Tensor]:
+    """The tensors in `tensors`, depth first; dicts in the key order of `canonical_structure` where given."""
+    return list(_flatten(tensors, canonical_structure))
+
+
+def reconstructTensorStructure(
+    structure: Any, values: Iterable[Any], filter_fn: Callable[[torch.Tensor], bool] = lambda t: True
+) -> Any:
+    """A copy of `structure` whose tensors that pass `filter_fn` are the next of `values`."""
+    return _rebuild(structure, iter(values), filter_fn)
+
+
+def _rebuild(value: Any, values: Iterator[Any], wanted: Callable[[torch.Tensor], bool]) -> Any:
+    parser = getCustomParser(value)
+    if parser is not None:
+        return parser.reconstruct(value, values)
+    if isinstance(value, dict):
+        return type(value)({key: _rebuild(element, values, wanted) for key, element in value.items()})
+    if isinstance(value, (list, tuple)):
+        elements = [_rebuild(element, values, wanted) for element in value]
+        return type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements)
+    if isinstance(value, torch.Tensor) and wanted(value):
+        return next(values)
+    return value
+
+
+def _concatenate(batches: Sequence[Sequence[torch.Tensor]]) -> Iterator[torch.Tensor]:
+    for tensors in zip(*batches):
+        yield torch.cat(tensors)
+
+
+def combined_batches(batches: Iterable[Any], count: int, drop_last: bool) -> Iterator[Any]:
+    """Join every `count` consecutive batches along dimension 0; what is left over comes last unless dropped."""
+    pending: list[list[torch.Tensor]] = []
+    batch = None
+    for batch in batches:
+        pending.append(flattenTensorStructure(batch))
+        if len(pending) == count:
+            yield reconstructTensorStructure(batch, _concatenate(pending))
+            pending = []
+    if pending and not drop_last:
+        yield reconstructTensorStructure(batch, _concatenate(pending))
