@@ -1,7 +1,7 @@
 """poprun's side of the talk with the guards, and the verdict on the job.
 
-Messages are lines of JSON over TCP. A guard says "hello", "alive" twice a second and "end"; poprun says "start",
-"stop" and "leave".
+Messages are lines of JSON over TCP. A guard says "hello", "alive" twice a second and "end"; poprun says
+"start", "stop" and "leave".
 """
 
 from __future__ import annotations
@@ -85,7 +85,10 @@ def judge(instances: Sequence[Instance], heartbeat_s: float, now: float) -> Verd
     failed = [i for i in instances if i.ended_at is not None and i.status != 0]
     if failed:
         first = min(failed, key=lambda i: i.ended_at or now)
-        return _how_it_ended(first) if now - (first.ended_at or now) >= GRACE_S else None
+        if now - (first.ended_at or now) < GRACE_S:
+            return None
+        # Instances that fail for one reason do so in any order; then the first of them speaks.
+        return _how_it_ended(next(i for i in failed if (i.status, i.error) == (first.status, first.error)))
     if all(i.ended_at is not None for i in instances):
         return Verdict(0)
     silent = [i for i in instances if i.runs and i.heard_at is not None and now - i.heard_at > SILENCE_S]
@@ -100,17 +103,28 @@ def _hang(instances: Sequence[Instance], heartbeat_s: float, now: float) -> Verd
     overdue = [i for i in waiting if now - i.waits_since > heartbeat_s]
     for instance in active:
         if instance.idle_s > heartbeat_s:
-            return Verdict(124, instance.index, f"hangs: no sign of life for {instance.idle_s:.0f} s", hung=True)
+            return Verdict(
+                124, instance.index, f"hangs: no sign of life for {instance.idle_s:.0f} s", hung=True
+            )
         if overdue and instance.still_s > heartbeat_s:
             others = ", ".join(str(i.index) for i in overdue)
-            reason = f"hangs: it computes without reading, writing or new memory for {instance.still_s:.0f} s, while "
-            return Verdict(124, instance.index, f"{reason}{others} wait for it in {overdue[0].waits_for}", hung=True)
+            reason = f"hangs: it computes and touches nothing for {instance.still_s:.0f} s, while "
+            return Verdict(
+                124, instance.index, f"{reason}{others} wait for it in {overdue[0].waits_for}", hung=True
+            )
     if overdue and not active:
-        first, places = overdue[0], sorted({i.waits_for for i in waiting})
-        left = [i.index for i in instances if i.ended_at is not None]
-        why = f"instances {', '.join(map(str, left))} have ended" if left else f"instances wait in {', '.join(places)}"
-        return Verdict(124, first.index, f"hangs: it waits in {first.waits_for} for others that never come; {why}", True)
+        return _all_wait(instances, overdue)
     return None
+
+
+def _all_wait(instances: Sequence[Instance], overdue: Sequence[Instance]) -> Verdict:
+    """Every instance that still runs waits for the others."""
+    waiting = ", ".join(f"{i.index} in {i.waits_for}" for i in instances if i.runs)
+    gone = [i for i in instances if i.ended_at is not None]
+    if gone:
+        return Verdict(124, gone[0].index, f"ended with status 0 while others wait for it: {waiting}")
+    reason = f"hangs: it waits in {overdue[0].waits_for} for others that never come ({waiting})"
+    return Verdict(124, overdue[0].index, reason, hung=True)
 
 
 @dataclass
@@ -134,7 +148,9 @@ class Control:
 
     def __post_init__(self) -> None:
         self.instances = [Instance(i) for i in range(len(self.orders))]
-        self._server = socket.create_server(("127.0.0.1" if self.local_only else "", 0), backlog=len(self.orders) + 8)
+        self._server = socket.create_server(
+            ("127.0.0.1" if self.local_only else "", 0), backlog=len(self.orders) + 8
+        )
         self._peers = selectors.DefaultSelector()
         self._peers.register(self._server, selectors.EVENT_READ)
 

@@ -1,7 +1,8 @@
 """Runs the program of one instance, passes its output on and reports its life and its end to poprun.
 
-Started by mpirun, once per instance. The program is the guard's child and joins MPI under the guard's rank: mpirun
-looks only at the guard, so that an instance that dies does not make mpirun end the job before poprun knows why.
+Started by mpirun, once per instance. The program is the guard's child and joins MPI under the guard's rank:
+mpirun looks only at the guard, so that an instance that dies does not make mpirun end the job before poprun
+knows why.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def connect(addresses: str, timeout_s: float = 5.0) -> socket.socket:
 def last_error(lines: Sequence[str]) -> str:
     """What the end of a program's stderr says went wrong.
 
-    The exception of the last traceback with its message, the place in a dump of faulthandler, or the last line.
+    The exception of the last traceback with its message, the place in a dump of faulthandler, or the last
+    line.
     """
     text = [line.rstrip() for line in lines]
     starts = [i for i, line in enumerate(text) if line.startswith("Traceback (most recent call last)")]
@@ -59,7 +61,9 @@ def last_error(lines: Sequence[str]) -> str:
         if raised:
             return "\n".join(text[raised[0] : raised[0] + 8]).strip()
     fatal = [i for i, line in enumerate(text) if line.startswith("Fatal Python error")]
-    place = next((line.strip() for line in text[fatal[-1] :] if line.startswith('  File "')), "") if fatal else ""
+    place = (
+        next((line.strip() for line in text[fatal[-1] :] if line.startswith('  File "')), "") if fatal else ""
+    )
     if place:
         return f"it was at {place}"
     return next((line.strip() for line in reversed(text) if line.strip()), "")
@@ -80,7 +84,7 @@ class Program:
             stderr=subprocess.PIPE,
             pass_fds=(heartbeat_end,),
             start_new_session=True,
-            preexec_fn=_die_with_the_guard,
+            preexec_fn=die_with_parent,
         )
         os.close(heartbeat_end)
         self.pulse = Pulse(self.process.pid)
@@ -122,7 +126,7 @@ class Program:
         self._readers[0].join(timeout=1.0)
 
     def end(self, show_where: bool) -> None:
-        """Ends the program and all it started; with `show_where`, Python first says on stderr where it was."""
+        """Ends the program and what it started; with `show_where` Python says first where it was."""
         group = self.process.pid
         first = signal.SIGABRT if show_where else signal.SIGTERM
         for sent in (first, signal.SIGCONT):
@@ -135,7 +139,8 @@ class Program:
         self.process.wait()
 
 
-def _die_with_the_guard() -> None:
+def die_with_parent() -> None:
+    """Between fork and exec: the kernel ends the child when its parent is killed. No core file is written."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
@@ -184,7 +189,9 @@ class Guard:
         try:
             program = Program(self.command, environment, silent)
         except OSError as error:
-            self.send("end", status=127, error=f"{self.command[0]} cannot be started: {error.strerror or error}")
+            self.send(
+                "end", status=127, error=f"{self.command[0]} cannot be started: {error.strerror or error}"
+            )
             return
         signal.signal(signal.SIGTERM, lambda *_: self.events.put({"kind": "leave"}))
         threading.Thread(target=self._announce_end, args=(program,), daemon=True).start()

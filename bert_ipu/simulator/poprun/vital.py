@@ -1,7 +1,7 @@
 """Signs of life of a running program, read from /proc: does it compute, read, write or touch memory?
 
-Needs nothing from the program, so that any command can be watched. What only the program can know, that it waits for
-the other instances, it says itself (`runtime/collectives.py`).
+Needs nothing from the program, so that any command can be watched. What only the program can know, that it
+waits for the other instances, it says itself (`runtime/collectives.py`).
 """
 
 from __future__ import annotations
@@ -88,7 +88,10 @@ def signs_of(root: int) -> Signs:
 
 
 def waits_for_file_lock(root: int) -> bool:
-    """True where the process waits for a lock on a file, as when another instance compiles into a shared cache."""
+    """True where the process waits for a lock on a file.
+
+    PopTorch programs do so while another instance compiles into their common cache.
+    """
     try:
         waiting = [line.split() for line in (PROC / "locks").read_text().splitlines() if "->" in line]
     except OSError:
@@ -119,14 +122,14 @@ class Pulse:
         return now - self._computed_at, now - self._moved_at
 
 
-def kill_marked(mark: str, keep: frozenset[int] = frozenset()) -> None:
-    """Kills every process of this machine whose environment holds `mark` ("NAME=value"), but those in `keep`.
+def kill_marked(mark: str) -> None:
+    """Kills every process of this machine whose environment holds `mark` ("NAME=value").
 
-    Process groups and parents do not reach everything: a program may start its own sessions, and children of a killed
-    process are adopted.
+    Process groups and parents do not reach everything: a program may start its own sessions, and children of
+    a killed process are adopted.
     """
     for _ in range(3):
-        found = [pid for pid in _pids() if pid not in keep and _is_marked(pid, mark.encode())]
+        found = [pid for pid in _pids() if _is_marked(pid, mark.encode())]
         for pid in found:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -1,13 +1,14 @@
 """What the instances of a job do together: reduce gradients, broadcast, wait, compare.
 
-On a pod GCL reduces over the replicas of all instances; here the engine reduces over its own replicas and then, through
-MPI, over the instances. The sum is taken in the order of the instances, whatever the message sizes and the number of
-hosts, so that every instance gets the same bits and a run can be repeated exactly.
+On a pod GCL reduces over the replicas of all instances; here the engine reduces over its own replicas and
+then, through MPI, over the instances. The sum is taken in the order of the instances, whatever the message
+sizes and the number of hosts, so that every instance gets the same bits and a run can be repeated exactly.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,13 +21,16 @@ from bert_ipu.simulator.errors import poptorch_error
 
 HEARTBEAT_FD = "BERT_IPU_HEARTBEAT_FD"
 BUCKET_BYTES = 16 << 20
-"""Tensors are exchanged in buffers of this size: large enough for the bandwidth, small enough to stay in memory."""
-POLLS_BEFORE_SLEEP = 500
+"""Tensors are exchanged in buffers of this size, which bounds the memory it takes."""
+SMALL_BYTES = 32 << 10
+"""Up to this size everyone gets everything in one exchange, which spares two waits."""
+POLL_S = 2e-3
+"""Time in which the others usually come: polled without sleep, the core offered to whoever needs it."""
 LONGEST_SLEEP_S = 1e-3
 
 
 class Heartbeat:
-    """Tells poprun's guard when this instance waits for the others, so that it is not taken for the hung one."""
+    """Tells poprun when this instance waits for the others, so that it is not taken for the hung one."""
 
     def __init__(self) -> None:
         number = os.environ.get(HEARTBEAT_FD, "")
@@ -64,44 +68,56 @@ class InstanceGroup:
         self._heartbeat = Heartbeat()
 
     def barrier(self, what: str = "barrier") -> None:
-        """Returns once every instance of the group is here.
+        """Returns once every instance of the group is here."""
+        if self.size > 1:
+            self._wait(self.communicator.Ibarrier(), what)
 
-        Polls, since MPI's own wait would burn the core that the late instance may need.
-        """
-        if self.size == 1:
-            return
-        request = self.communicator.Ibarrier()
-        for _ in range(POLLS_BEFORE_SLEEP):
+    def _wait(self, request: Any, what: str) -> None:
+        """Polls until the request is done: MPI's own wait would burn the core a late instance may need."""
+        started = time.perf_counter()
+        while time.perf_counter() - started < POLL_S:
             if request.Test():
                 return
+            os.sched_yield()
         with self._heartbeat.waiting(what):
-            pause_s = 2e-5
             while not request.Test():
-                time.sleep(pause_s)
-                pause_s = min(1.2 * pause_s, LONGEST_SLEEP_S)
+                # A twentieth of the time waited so far: sleeping never adds more than that.
+                time.sleep(min((time.perf_counter() - started) / 20, LONGEST_SLEEP_S))
 
     def all_reduce(self, tensors: Tensor | Sequence[Tensor]) -> None:
         """Sums the tensors over the instances, in place. Every instance passes the same shapes and dtypes.
 
-        Half-precision values are summed in float32 and rounded once, as the device does with float32 partials.
+        Half-precision values are summed in float32 and rounded once, as the device does with float32
+        partials. Raises ValueError for a tensor that is not contiguous.
         """
         if self.size == 1:
             return
         listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        self.barrier("all_reduce")
         for dtype in dict.fromkeys(tensor.dtype for tensor in listed):
-            for bucket in _buckets([tensor for tensor in listed if tensor.dtype == dtype]):
-                self._sum_bucket(bucket)
+            for pieces in _buckets([tensor for tensor in listed if tensor.dtype == dtype]):
+                flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                self._sum(flat)
+                if len(pieces) > 1:
+                    ends = list(itertools.accumulate(piece.numel() for piece in pieces))
+                    for piece, end in zip(pieces, ends):
+                        piece.copy_(flat[end - piece.numel() : end])
 
-    def _sum_bucket(self, pieces: list[Tensor]) -> None:
-        """Sums one buffer: each instance adds up its share of the elements, then all shares go to everyone."""
-        flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    def _sum(self, flat: Tensor) -> None:
+        if flat.numel() * flat.element_size() <= SMALL_BYTES:
+            everyone = torch.empty(self.size, flat.numel(), dtype=flat.dtype)
+            self._wait(self.communicator.Iallgather(_bytes(flat), _bytes(everyone)), "all_reduce")
+            flat.copy_(_sum_in_order(everyone))
+        else:
+            self.barrier("all_reduce")
+            self._sum_by_shares(flat)
+
+    def _sum_by_shares(self, flat: Tensor) -> None:
+        """Each instance adds up its share of the elements, then all shares go to everyone."""
         bounds = [i * flat.numel() // self.size for i in range(self.size + 1)]
-        counts = [(end - start) * flat.element_size() for start, end in zip(bounds, bounds[1:])]
+        counts = [(end - start) * flat.element_size() for start, end in itertools.pairwise(bounds)]
         offsets = [start * flat.element_size() for start in bounds[:-1]]
-        mine = bounds[self.index + 1] - bounds[self.index]
-        shares = torch.empty(self.size, mine, dtype=flat.dtype)
         own = counts[self.index]
+        shares = torch.empty(self.size, own // flat.element_size(), dtype=flat.dtype)
         self.communicator.Alltoallv(
             [_bytes(flat), counts, offsets, _byte_type()],
             [_bytes(shares), [own] * self.size, [i * own for i in range(self.size)], _byte_type()],
@@ -110,9 +126,6 @@ class InstanceGroup:
         self.communicator.Allgatherv(
             [_bytes(total), own, _byte_type()], [_bytes(flat), counts, offsets, _byte_type()]
         )
-        if len(pieces) > 1:
-            for piece, part in zip(pieces, flat.split([piece.numel() for piece in pieces])):
-                piece.copy_(part)
 
     def broadcast(self, tensors: Sequence[Tensor], root: int = 0) -> None:
         """Overwrites the tensors with those of instance `root`."""
