@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import enum
 import os
 import pickle
@@ -45,14 +46,9 @@ class _Ring:
     @staticmethod
     def like(example: list[torch.Tensor], size: int) -> _Ring:
         """An empty ring whose slots hold copies of `example`."""
-        tensors = [
-            tensor.expand(size, *tensor.shape).clone().contiguous().share_memory_() for tensor in example
-        ]
-        return _Ring(
-            tensors,
-            torch.zeros(size, dtype=torch.bool).share_memory_(),
-            torch.zeros(size).int().share_memory_(),
-        )
+        tensors = [_shared(tensor.expand(size, *tensor.shape).clone().contiguous()) for tensor in example]
+        rows = torch.zeros(size, dtype=torch.int32)
+        return _Ring(tensors, _shared(torch.zeros(size, dtype=torch.bool)), _shared(rows))
 
     @property
     def slot(self) -> list[torch.Tensor]:
@@ -77,6 +73,10 @@ class _Ring:
         """Empty every slot and start over."""
         self.indices_mem.fill_(False)
         self.position = 0
+
+
+def _shared(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Layout(NamedTuple):
@@ -267,7 +267,7 @@ class _Worker:
             self._start(dataset, sharing_strategy)
 
     def _start(self, dataset: Any, sharing_strategy: SharingStrategy) -> None:
-        context = multiprocessing.get_context(_START_METHODS.get(sharing_strategy, "spawn"))
+        context: Any = multiprocessing.get_context(_START_METHODS.get(sharing_strategy, "spawn"))
         if sharing_strategy == SharingStrategy.ForkServer:
             context.set_forkserver_preload(["__main__", "torch"])  # one import of torch for all workers
         self._replies, replies = context.Pipe(duplex=False)
@@ -336,10 +336,8 @@ class _Worker:
 
     def terminate(self) -> None:
         """Stop the process; it gets ten seconds to finish what it does."""
-        try:
+        with contextlib.suppress(OSError):  # it may have stopped by itself
             self._commands.send(_Command.STOP)
-        except (BrokenPipeError, OSError):
-            pass  # it has stopped by itself
         self._process.join(timeout=10)
         if self._process.exitcode is None:
             self._process.terminate()

@@ -15,7 +15,7 @@ from .enums import DataLoaderMode
 from .options import Options
 from .structure import combined_batches
 
-BatchSampler = torch.utils.data.Sampler | Iterable[Sequence[int]]
+BatchSampler = torch.utils.data.Sampler[Any] | Iterable[Sequence[int]]
 
 
 class _ProcessShare:
@@ -57,7 +57,7 @@ class _ProcessShare:
             generator.manual_seed(self._seed)
         order = torch.randperm(len(self._dataset), generator=generator)
         if self._order is None:
-            self._order = order.share_memory_()  # persistent workers must see later orders
+            self._order = order.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers must see later orders
         else:
             self._order.copy_(order)
         self._generator_state = generator.get_state()
@@ -82,7 +82,7 @@ def _length_or_none(batch_sampler: Any) -> int | None:
     return None if length is NotImplemented else length
 
 
-class DataLoader(torch.utils.data.DataLoader):
+class DataLoader(torch.utils.data.DataLoader[Any]):
     """torch's DataLoader, with as many batches joined as one call of a model with these options takes.
 
     `batch_size` is the micro-batch; `combinedBatchSize` is what comes out. With several processes, a
@@ -140,7 +140,7 @@ class DataLoader(torch.utils.data.DataLoader):
             dataset,
             batch_size=size,
             shuffle=None if batch_sampler is not None else bool(shuffle) and not shuffled_share,
-            batch_sampler=batch_sampler,
+            batch_sampler=batch_sampler,  # type: ignore[arg-type]
             num_workers=num_workers,
             drop_last=by_batch and rebatched_size is None and drop_remainder,
             persistent_workers=num_workers > 0 if persistent_workers is None else persistent_workers,
@@ -265,8 +265,9 @@ class DataLoader(torch.utils.data.DataLoader):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         if self._shuffle_share:
-            self.dataset.shuffle()
-            self.dataset.swap_range()
+            share: Any = self.dataset
+            share.shuffle()
+            share.swap_range()
         if self._accessor is not None:
             return iter(self._accessor)
         if self._is_user_batch_sampler_set and self._batches_to_combine != 1:

@@ -75,11 +75,11 @@ class MultiConv:
         return self
 
     def __enter__(self) -> None:
-        annotations = recording.annotations()
+        annotations = recording.current_annotations()
         if annotations is not None:
             annotations.multi_conv = next(_numbers)
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
-        annotations = recording.annotations()
+        annotations = recording.current_annotations()
         if annotations is not None:
             annotations.multi_conv = None

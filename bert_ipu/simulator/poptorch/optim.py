@@ -370,7 +370,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
         self.variable_attrs = VariableAttributes(given, list(self.defaults) + LAMB._child_vars)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Update the parameters on the host; returns what `closure` returns."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:

@@ -78,7 +78,7 @@ class Attribute:
 
     @staticmethod
     def _announce() -> None:
-        annotations = recording.annotations()
+        annotations = recording.current_annotations()
         if annotations is not None:
             annotations.attributes = MappingProxyType(dict(Attribute._current_attrs))
 
@@ -410,8 +410,8 @@ class Options(OptionsDict):
     def toDict(self) -> dict[str, Any]:
         """All options in one flat dict, as the compiler takes them."""
         assert not self.defaultOutputMode(), "An output mode must be picked before serialisation"
-        out = {**self._execution_strategy.backendOptions(), **self._popart.options}
-        for group in (super(), self._training, self._distributed, self._tensor_locations):
+        out = self.update({**self._execution_strategy.backendOptions(), **self._popart.options})
+        for group in (self._training, self._distributed, self._tensor_locations):
             out = group.update(out)
         if self._show_compilation_progress_bar:
             out["compilation_progress_bar_fn"] = self._progress_bar

@@ -21,7 +21,7 @@ def module_repr(m: torch.nn.Module) -> str:
         body = extra
     else:
         body = "".join(f"\n  {line}" for line in lines) + "\n"
-    return f"{hooks}{m._get_name()}({body})"
+    return f"{hooks}{type(m).__name__}({body})"
 
 
 def _indented(text: str) -> str:

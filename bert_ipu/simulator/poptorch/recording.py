@@ -16,7 +16,7 @@ def is_recording() -> bool:
     return capture.current() is not None
 
 
-def annotations() -> Annotations | None:
+def current_annotations() -> Annotations | None:
     """What the next recorded operators get, None outside a capture."""
     current = capture.current()
     return None if current is None else current.annotations
@@ -24,13 +24,13 @@ def annotations() -> Annotations | None:
 
 def current_placement() -> Placement | None:
     """Where operators are recorded to run now, None outside a capture."""
-    found = annotations()
+    found = current_annotations()
     return None if found is None else found.placement
 
 
 def place(placement: Placement | None) -> None:
     """Record what follows as running there."""
-    found = annotations()
+    found = current_annotations()
     if found is not None and placement is not None:
         found.place(placement)
 
@@ -38,7 +38,7 @@ def place(placement: Placement | None) -> None:
 @contextmanager
 def scoped(name: str) -> Iterator[None]:
     """Put `name` before the names of what is recorded inside."""
-    found = annotations()
+    found = current_annotations()
     if found is None:
         yield
     else:

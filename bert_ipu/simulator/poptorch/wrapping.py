@@ -58,7 +58,7 @@ class Wrapper:
     def wrap(self, model: torch.nn.Module) -> None:
         """Swap the classes of the model and its tensors. Raises Error for a buffer of an unusual class."""
         for parameter in model.parameters():
-            parameter.__class__ = self.parameter_class
+            parameter.__class__ = self.parameter_class  # type: ignore[assignment]
         for buffer in model.buffers():
             if type(buffer) not in (torch.Tensor, self.buffer_class):
                 raise poptorch_error(f"All buffers must be an instance of torch.Tensor (Got {type(buffer)})")
@@ -130,7 +130,7 @@ def _same(obj: Any) -> Any:
 
 
 def _shallow_copy(obj: Any, cls: type) -> Any:
-    copied = cls.__new__(cls)
+    copied = cls.__new__(cls)  # type: ignore[call-overload]
     copied.__dict__.update(obj.__dict__)
     return copied
 
