@@ -1,0 +1,44 @@
+"""Fine-tune BERT on SQuAD: python run_squad.py --config NAME_OR_PATH [section.key=value ...].
+
+Trains, predicts, scores SQuAD 1.1 and 2.0, and answers a question of your own (data.question).
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Optional, Sequence
+
+from bert_ipu.backend import activate
+from bert_ipu.config import SquadConfig, describe_settings, load_config
+from bert_ipu.errors import UserError
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Parse, build, train; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="run_squad.py",
+        description="Fine-tune BERT on question answering, on IPUs or in the simulator.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Settings, to be overridden as section.key=value:\n" + describe_settings(SquadConfig),
+    )
+    add = parser.add_argument
+    add("--config", default="demo_tiny_128", help="name in configs/squad, or path of a YAML or JSON file")
+    add("--compile-only", action="store_true", help="compile for the configured IPUs and stop")
+    add("--resume", action="store_true", help="go on from the newest checkpoint of train.output_dir")
+    add("overrides", nargs="*", metavar="section.key=value", help="change a setting")
+    arguments = parser.parse_args(argv)
+    try:
+        config = load_config(SquadConfig, arguments.config, arguments.overrides)
+        backend = activate(config.ipu, arguments.compile_only)
+        from bert_ipu import squad  # imports poptorch, which now has its meaning
+
+        squad.finetune(config, backend, arguments.resume, arguments.compile_only)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
