@@ -2,6 +2,7 @@
 
 capture -> patterns -> autodiff -> patterns -> optimizer -> patterns (`docs/decisions/001-graph.md`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
@@ -16,9 +17,18 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import gradients, ops, traced_gradients
 from bert_ipu.simulator.graph.autodiff import Backward, GradientRule, differentiate
-from bert_ipu.simulator.graph.capture import Capture, CapturedTensor
+from bert_ipu.simulator.graph.capture import Capture
 from bert_ipu.simulator.graph.dtypes import device_dtype
-from bert_ipu.simulator.graph.ir import InputSpec, OutputSpec, Program, Reduction, ReplicaGroups, Role, ScalarSource, Variable
+from bert_ipu.simulator.graph.ir import (
+    InputSpec,
+    OutputSpec,
+    Program,
+    Reduction,
+    ReplicaGroups,
+    Role,
+    ScalarSource,
+    Variable,
+)
 from bert_ipu.simulator.graph.losses import final_loss
 from bert_ipu.simulator.graph.optimizers import (
     LOSS_SCALING,
@@ -160,7 +170,9 @@ def _inputs(
             continue
         _check_input(leaf, index)
         name = "input" if not program.inputs else f"input/{len(program.inputs)}"
-        spec = InputSpec(name, tuple(leaf.shape), leaf.dtype, device_dtype(leaf.dtype), batched=leaf.dim() > 0)
+        spec = InputSpec(
+            name, tuple(leaf.shape), leaf.dtype, device_dtype(leaf.dtype), batched=leaf.dim() > 0
+        )
         made.append(capture.input(spec))
     return tree_unflatten(made, program.in_spec)  # type: ignore[no-any-return]
 
@@ -251,7 +263,9 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
 
     def seed(backward: Backward) -> fx.Node:
         value = loss.meta["val"]
-        made = backward.emit(aten.full.default, list(value.shape), 1.0 if variable_scale else scale, dtype=value.dtype)
+        made = backward.emit(
+            aten.full.default, list(value.shape), 1.0 if variable_scale else scale, dtype=value.dtype
+        )
         if not variable_scale:
             return made
         return backward.cast(backward.emit(aten.mul.Tensor, made, _loss_scaling(program, scale)), value.dtype)
@@ -293,7 +307,11 @@ def _add_anchors(program: Program, anchors: tuple[Anchor, ...]) -> None:
     for anchor in anchors:
         node = program.tensor_names.get(anchor.tensor_name) or program.node_of(anchor.tensor_name)
         if node is None:
-            raise poptorch_error(f"There is no tensor called '{anchor.tensor_name}' to anchor; see getTensorNames().")
+            raise poptorch_error(
+                f"There is no tensor called '{anchor.tensor_name}' to anchor; see getTensorNames()."
+            )
         results.append(node)
-        program.outputs.append(OutputSpec(anchor.short_name, "anchor", mode=anchor.mode, period=anchor.period))
+        program.outputs.append(
+            OutputSpec(anchor.short_name, "anchor", mode=anchor.mode, period=anchor.period)
+        )
     program.set_results(results)

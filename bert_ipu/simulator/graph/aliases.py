@@ -4,6 +4,7 @@ A tensor of the user is a *view* (a path of view operators) of a *storage*, whic
 value.  Writing to a view computes the storage's next value; a view read after a write through
 another one is derived again.  A write that reaches a variable or an input is finished by the capture.
 """
+
 from __future__ import annotations
 
 import math
@@ -142,7 +143,9 @@ def _insert_by_index(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.N
     shown = step.target(positions, *step.args, **step.kwargs)
     shown = (shown if step.item is None else shown[step.item]).reshape(-1)
     if shown.unique().numel() != shown.numel():
-        raise RuntimeError("more than one element of the written-to tensor refers to a single memory location")
+        raise RuntimeError(
+            "more than one element of the written-to tensor refers to a single memory location"
+        )
     flat = emit(aten.reshape.default, parent, [-1])
     index = emit.constant(shown)
     written = emit(aten.scatter.src, flat, 0, index, emit(aten.reshape.default, value, [-1]))

@@ -3,6 +3,7 @@
 The facade's `Block`, `BeginBlock`, `Stage`, `Phase`, `Attribute` and the like change the current
 `Annotations` while the forward is captured; every node recorded meanwhile takes them.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -4,6 +4,7 @@ A reverse sweep over the (edited) forward.  Rules (`graph/gradients.py`) emit na
 without one is differentiated by tracing torch's autograd over it alone (`graph/traced_gradients.py`).
 Backward nodes run where their forward node does.
 """
+
 from __future__ import annotations
 
 import operator
@@ -21,7 +22,9 @@ aten = torch.ops.aten
 GradientRule = Callable[["Backward", fx.Node, Any], Iterator[tuple[fx.Node, fx.Node]]]
 """(builder, forward node, gradient of its result or tuple of them) -> pairs (operand, its gradient)."""
 
-STOPPING = frozenset({aten.detach.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default})
+STOPPING = frozenset(
+    {aten.detach.default, aten.zeros_like.default, aten.ones_like.default, aten.full_like.default}
+)
 """Operators no gradient goes through."""
 
 
@@ -33,7 +36,11 @@ def requires_grad(program: Program) -> set[fx.Node]:
             variable = program.variables.get(node.meta.get("variable", ""))
             if variable is not None and variable.requires_grad and variable.role is Role.PARAMETER:
                 needing.add(node)
-        elif node.op == "call_function" and any(n in needing for n in node.all_input_nodes) and _differentiable(node):
+        elif (
+            node.op == "call_function"
+            and any(n in needing for n in node.all_input_nodes)
+            and _differentiable(node)
+        ):
             needing.add(node)
     return needing
 
@@ -80,7 +87,9 @@ class Backward:
         return self.emit(aten.transpose.int, node, -2, -1)
 
     def cast(self, node: fx.Node, dtype: torch.dtype) -> fx.Node:
-        return node if node.meta["val"].dtype == dtype else self.emit(aten._to_copy.default, node, dtype=dtype)
+        return (
+            node if node.meta["val"].dtype == dtype else self.emit(aten._to_copy.default, node, dtype=dtype)
+        )
 
     def sum_to(self, node: fx.Node, shape: Sequence[int]) -> fx.Node:
         """Undo broadcasting: sum over the dimensions that `shape` lacks or has as 1."""
@@ -88,7 +97,10 @@ class Backward:
         if have == tuple(shape):
             return node
         lead = len(have) - len(shape)
-        dims = [*range(lead), *(d + lead for d, size in enumerate(shape) if size == 1 and have[d + lead] != 1)]
+        dims = [
+            *range(lead),
+            *(d + lead for d, size in enumerate(shape) if size == 1 and have[d + lead] != 1),
+        ]
         if dims:
             node = self.emit(aten.sum.dim_IntList, node, dims, True)
         return self.reshape(node, shape)
@@ -153,7 +165,10 @@ def _items(node: fx.Node) -> list[fx.Node]:
 
 
 def differentiate(
-    program: Program, loss: fx.Node, seed: Callable[[Backward], fx.Node], rule_of: Callable[[fx.Node], GradientRule]
+    program: Program,
+    loss: fx.Node,
+    seed: Callable[[Backward], fx.Node],
+    rule_of: Callable[[fx.Node], GradientRule],
 ) -> dict[str, fx.Node]:
     """Append the backward pass to a program.
 

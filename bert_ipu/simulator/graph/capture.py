@@ -3,6 +3,7 @@
 How, and why so: `docs/decisions/001-graph.md`.  A tensor the user sees is a `CapturedTensor`: it has the
 dtype and shape their code expects and the device `ipu:0`, but no data.  Tensors on the CPU stay ordinary.
 """
+
 from __future__ import annotations
 
 import operator
@@ -14,7 +15,7 @@ from typing import Any, Optional, Union
 import torch
 from torch import fx
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bert_ipu.simulator.errors import poptorch_error
@@ -48,7 +49,12 @@ class CapturedTensor(torch.Tensor):
     @staticmethod
     def __new__(cls, fake: FakeTensor, view: View, capture: Capture) -> CapturedTensor:
         made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls, fake.shape, strides=fake.stride(), storage_offset=fake.storage_offset(), dtype=fake.dtype, device=_CPU
+            cls,
+            fake.shape,
+            strides=fake.stride(),
+            storage_offset=fake.storage_offset(),
+            dtype=fake.dtype,
+            device=_CPU,
         )
         made.stand_in, made.shown, made.owner = fake, view, capture
         return made  # type: ignore[no-any-return]
@@ -89,7 +95,11 @@ class _CaptureMode(TorchDispatchMode):
         self.capture = capture
 
     def __torch_dispatch__(
-        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Optional[dict[str, Any]] = None
+        self,
+        func: OpOverload,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Optional[dict[str, Any]] = None,
     ) -> Any:
         return self.capture.dispatch(func, args, kwargs or {})
 
@@ -107,6 +117,8 @@ class Capture:
         self._declared: dict[int, Variable] = {}
         self._inputs: list[CapturedTensor] = []
         self._draws = 0
+        self.opening = False
+        """Inside a composite operator of torch, whose C++ takes captured tensors for ones on the CPU."""
         self._mode = _CaptureMode(self)
         self._origin = Origin("", None, False)
 
@@ -160,7 +172,9 @@ class Capture:
         dtype = self._demote(tensor.dtype)
         count = sum(v.role is Role.CONSTANT for v in self.program.variables.values())
         value = tensor.detach().to(dtype).clone()
-        return self.program.add_variable(Variable(f"constant_{count}", Role.CONSTANT, tuple(tensor.shape), dtype, value))
+        return self.program.add_variable(
+            Variable(f"constant_{count}", Role.CONSTANT, tuple(tensor.shape), dtype, value)
+        )
 
     def emit(self, op: IpuOp, *args: Any, host_dtypes: tuple[torch.dtype, ...] = (), **kwargs: Any) -> Any:
         """Record one of the IPU's own operators on the user's tensors; its results as the user sees them.
@@ -231,9 +245,17 @@ class Capture:
         if normalise.written_argument(func) is not None:
             return self._write(func, args, kwargs)
         if normalise.is_composite(func):
+            return self.open(func, args, kwargs)
+        return self.record(func, args, kwargs)
+
+    def open(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a composite operator's parts instead of it."""
+        outer, self.opening = self.opening, True
+        try:
             with self._mode:
                 return func.decompose(*args, **kwargs)
-        return self.record(func, args, kwargs)
+        finally:
+            self.opening = outer
 
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
@@ -268,7 +290,11 @@ class Capture:
         for index, fake in enumerate(fakes):
             item = self._node(operator.getitem, (node, index), {})
             item.meta["val"] = node.meta["val"][index]
-            wrapped = self._wrap_result(func, args, kwargs, item, fake, index) if isinstance(fake, FakeTensor) else fake
+            wrapped = (
+                self._wrap_result(func, args, kwargs, item, fake, index)
+                if isinstance(fake, FakeTensor)
+                else fake
+            )
             made.append(wrapped)
         return type(fakes)(made) if type(fakes) in (tuple, list) else tuple(made)
 
@@ -287,10 +313,14 @@ class Capture:
         """An in-place or `out=` operator: its functional form, then the new value written back."""
         name = normalise.written_argument(func)
         if func._schema.name.removeprefix("aten::") in normalise.RESIZING:
-            raise poptorch_error(f"{_describe(func, self._origin)} changes a tensor's shape in place. Use its result instead.")
+            raise poptorch_error(
+                f"{_describe(func, self._origin)} changes a tensor's shape in place. Use its result instead."
+            )
         functional = normalise.functional_form(func)
         if functional is None:
-            raise poptorch_error(f"{_describe(func, self._origin)} writes in place and has no functional form.")
+            raise poptorch_error(
+                f"{_describe(func, self._origin)} writes in place and has no functional form."
+            )
         position = next(i for i, a in enumerate(func._schema.arguments) if a.name == name)
         target = kwargs.pop(name) if name in kwargs else args[position]
         if not isinstance(target, CapturedTensor):
@@ -352,7 +382,9 @@ class Capture:
         """A captured tensor's node with its current value; dtypes as the device has them."""
         if isinstance(leaf, CapturedTensor):
             if leaf.owner is not self:
-                raise poptorch_error("A tensor of an earlier compilation is used in this one: the model keeps it.")
+                raise poptorch_error(
+                    "A tensor of an earlier compilation is used in this one: the model keeps it."
+                )
             return leaf.shown.read(self)
         return self._demote(leaf) if isinstance(leaf, torch.dtype) else leaf
 
@@ -451,7 +483,7 @@ def _to(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[
         dtype, device = bound["other"].dtype, bound["other"].device
     if not isinstance(tensor, CapturedTensor):
         return capture.lift(tensor, dtype)
-    if device is not None and torch.device(device).type != "ipu":
+    if device is not None and torch.device(device).type != "ipu" and not capture.opening:
         raise poptorch_error(
             'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output as an '
             f"IPU tensor. ({capture._origin.source})"
@@ -469,7 +501,9 @@ def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> di
 def _copy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     target, source = args[:2]
     if not isinstance(target, CapturedTensor):
-        raise poptorch_error(f"{_describe(func, capture._origin)} writes to a tensor on the CPU; return the value instead.")
+        raise poptorch_error(
+            f"{_describe(func, capture._origin)} writes to a tensor on the CPU; return the value instead."
+        )
     capture.write(target, source if isinstance(source, CapturedTensor) else capture.lift(source))
     return target
 
@@ -512,7 +546,9 @@ def _dropout(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: 
 def _recurrent(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     bound = _bind(func, args, kwargs)
     if bound["dropout"] and bound["train"]:
-        raise poptorch_error(f"{_describe(func, capture._origin)}: dropout between layers is not supported on the IPU.")
+        raise poptorch_error(
+            f"{_describe(func, capture._origin)}: dropout between layers is not supported on the IPU."
+        )
     return capture.record(func, args, kwargs)
 
 
@@ -521,8 +557,7 @@ def _cross_entropy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kw
     plain = bound.get("weight") is None and not bound.get("label_smoothing")
     if plain and not bound["target"].dtype.is_floating_point:
         return capture.record(func, args, kwargs)
-    with capture._mode:
-        return func.decompose(*args, **kwargs)
+    return capture.open(func, args, kwargs)
 
 
 def _to_host(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

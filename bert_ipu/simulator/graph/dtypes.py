@@ -1,4 +1,5 @@
 """The IPU's dtypes: what the host's become on entry."""
+
 from __future__ import annotations
 
 import torch

@@ -3,11 +3,12 @@
 Each rule yields (operand, gradient) pairs for the operands that want one.  Gradients come out in the
 operand's shape after `Backward.fit`, so a rule of a broadcasting operator need not sum.
 """
+
 from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Optional
 
 import torch
@@ -265,8 +266,11 @@ def _cross_entropy(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 def _nll_loss(b: Backward, node: fx.Node, grads: list[Optional[fx.Node]]) -> Pairs:
     x, target, weight, reduction, ignored = _args(node)
     total = _item(b, node, 1)
-    yield x, b.emit(
-        aten.nll_loss_backward.default, grads[0], x, target, weight, reduction, ignored, total, operand=0
+    yield (
+        x,
+        b.emit(
+            aten.nll_loss_backward.default, grads[0], x, target, weight, reduction, ignored, total, operand=0
+        ),
     )
 
 
@@ -284,8 +288,9 @@ def _identity_loss(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 def _embedding(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     weight, indices = _args(node)[:2]
     rows, padding = _shape(weight)[0], _argument(node, 2, "padding_idx", -1)
-    yield weight, b.emit(
-        aten.embedding_dense_backward.default, grad, indices, rows, padding, False, operand=0
+    yield (
+        weight,
+        b.emit(aten.embedding_dense_backward.default, grad, indices, rows, padding, False, operand=0),
     )
 
 
@@ -417,7 +422,9 @@ def _spread(b: Backward, node: fx.Node, grad: fx.Node, shape: tuple[int, ...]) -
     """The gradient of a reduction, over the dimensions it reduced."""
     dims = _argument(node, 1, "dim")
     if dims is not None and not _argument(node, 2, "keepdim", False):
-        reduced = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)} or set(range(len(shape)))
+        reduced = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)} or set(
+            range(len(shape))
+        )
         grad = b.reshape(grad, [1 if d in reduced else size for d, size in enumerate(shape)])
     return b.emit(aten.expand.default, grad, list(shape), operand=0)
 

@@ -4,6 +4,7 @@ The contract between the compiler's passes, the custom-op patterns, the runtime 
 `docs/decisions/001-graph.md` explains it.  Nodes call either a functional ATen operator or an
 `IpuOp` (`graph/ops.py`).  Node order is execution order.
 """
+
 from __future__ import annotations
 
 import enum

@@ -1,4 +1,5 @@
 """Which node is the loss: the rules by which PopTorch finds the one that training minimises."""
+
 from __future__ import annotations
 
 from torch import fx
@@ -13,7 +14,9 @@ def final_loss(program: Program) -> fx.Node:
 
     Raises Error where there is none, or more than one.
     """
-    losses = [node for node in program.operators() if node.target is ops.identity_loss or node.meta.get("loss")]
+    losses = [
+        node for node in program.operators() if node.target is ops.identity_loss or node.meta.get("loss")
+    ]
     if not losses:
         raise poptorch_error("Couldn't find a loss in graph!")
     used = _read_by_others(losses)

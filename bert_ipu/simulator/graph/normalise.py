@@ -3,11 +3,12 @@
 Composite operators are opened into their parts, except those PopART has as one (`WHOLE`); in-place
 and `out=` operators become their functional forms; some are rewritten by hand (`REWRITES`).
 """
+
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any, Optional
 
 import torch
@@ -58,7 +59,9 @@ LOSSES = frozenset(
 )
 """Operators whose result is a loss without `poptorch.identity_loss` being said."""
 
-RESIZING = frozenset({"resize_", "resize_as_", "set_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"})
+RESIZING = frozenset(
+    {"resize_", "resize_as_", "set_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"}
+)
 """In-place operators that change a tensor's shape, which an IPU tensor cannot."""
 
 _FUNCTIONAL_NAMES = {
@@ -69,25 +72,25 @@ _FUNCTIONAL_NAMES = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_composite(target: OpOverload) -> bool:
     """Whether an operator is defined by others and is to be opened."""
     return target not in WHOLE and target not in RECURRENT and bool(target._can_decompose())
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_random(target: OpOverload) -> bool:
     """Whether an operator draws random numbers."""
     return torch.Tag.nondeterministic_seeded in target.tags and target not in RECURRENT
 
 
-@lru_cache(maxsize=None)
+@cache
 def takes_dtype(target: OpOverload) -> bool:
     """Whether an operator has a `dtype` argument."""
     return any(argument.name == "dtype" for argument in target._schema.arguments)
 
 
-@lru_cache(maxsize=None)
+@cache
 def written_argument(target: OpOverload) -> Optional[str]:
     """The name of the argument that an operator writes to, None for a functional one."""
     for argument in target._schema.arguments:
@@ -96,7 +99,7 @@ def written_argument(target: OpOverload) -> Optional[str]:
     return None
 
 
-@lru_cache(maxsize=None)
+@cache
 def functional_form(target: OpOverload) -> Optional[OpOverload]:
     """The operator that computes what `target` writes, without writing; None if there is none."""
     name = target._schema.name.removeprefix("aten::")
@@ -109,7 +112,12 @@ def functional_form(target: OpOverload) -> Optional[OpOverload]:
         overload = getattr(packet, overload_name)
         names = [a.name for a in overload._schema.arguments]
         same = target._overloadname in (overload_name, "out") or overload_name == "default"
-        if written_argument(overload) is None and names[: len(wanted)] == wanted and same and _same_types(target, overload):
+        if (
+            written_argument(overload) is None
+            and names[: len(wanted)] == wanted
+            and same
+            and _same_types(target, overload)
+        ):
             return overload
     return None
 
@@ -147,7 +155,11 @@ def _scaled_dot_product_attention(
         visible = torch.ones(length, width, dtype=torch.bool, device=query.device).tril()
         scores = scores.masked_fill(visible.logical_not(), -math.inf)
     if attn_mask is not None:
-        scores = scores.masked_fill(attn_mask.logical_not(), -math.inf) if attn_mask.dtype == torch.bool else scores + attn_mask
+        scores = (
+            scores.masked_fill(attn_mask.logical_not(), -math.inf)
+            if attn_mask.dtype == torch.bool
+            else scores + attn_mask
+        )
     return torch.matmul(torch.dropout(torch.softmax(scores, -1), dropout_p, dropout_p > 0), value)
 
 
@@ -165,7 +177,9 @@ def _alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
 def _feature_alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
     if not train or p == 0:
         return x.clone()
-    return _alpha(x, p, train, torch.ones(*x.shape[:2], *([1] * (x.dim() - 2)), dtype=x.dtype, device=x.device))
+    return _alpha(
+        x, p, train, torch.ones(*x.shape[:2], *([1] * (x.dim() - 2)), dtype=x.dtype, device=x.device)
+    )
 
 
 def _alpha(x: Tensor, p: float, train: bool, ones: Tensor) -> Tensor:
@@ -189,7 +203,9 @@ def _batch_norm(
 ) -> Tensor:
     if not training:
         assert running_mean is not None and running_var is not None, "evaluation needs running statistics"
-        return aten._native_batch_norm_legit_no_training(x, weight, bias, running_mean, running_var, momentum, eps)[0]
+        return aten._native_batch_norm_legit_no_training(
+            x, weight, bias, running_mean, running_var, momentum, eps
+        )[0]
     if running_mean is None or running_var is None:
         return aten._native_batch_norm_legit.no_stats(x, weight, bias, True, momentum, eps)[0]
     out, _, _, mean, var = aten._native_batch_norm_legit_functional(

@@ -3,6 +3,7 @@
 Optimizer hyper-parameters are numbers where they are constant and nodes of SCALAR variables where
 the host may change them.  Formulas: PopART's `willow/include/popart/sgd.hpp` and `adam.hpp`.
 """
+
 from __future__ import annotations
 
 from typing import Any, Optional

@@ -3,6 +3,7 @@
 Operators, compound scalars and state names are PopART's (`willow/src/patterns/*decompose.cpp`,
 `willow/src/compoundscalarhelper.cpp`); attribute names are those PopTorch hands to PopART.
 """
+
 from __future__ import annotations
 
 import math
@@ -97,7 +98,11 @@ class _Values:
         if name == "velocityScaling" and self._spec.kind == "SGD2":
             return self("lossScaling")  # PopTorch ties them for the separate variant.
         default = Attribute(1.0 if name == "velocityScaling" else 0.0)
-        found = self._spec.loss_scaling if name == "lossScaling" else self._spec.groups[self._group].get(name, default)
+        found = (
+            self._spec.loss_scaling
+            if name == "lossScaling"
+            else self._spec.groups[self._group].get(name, default)
+        )
         self.constant = self.constant and found.constant
         return float(found.value)
 
@@ -122,18 +127,22 @@ def _undamped(h: _Values) -> float:
 FORMULAS: dict[str, Callable[[_Values], float]] = {
     "lossScaling": lambda h: h("lossScaling"),
     "gradientScaling": lambda h: 1.0 / (h("lossScaling") * h.reduction.divisor),
-    "scaledLearningRate0": lambda h: h("learningRate") * _undamped(h) / (h("lossScaling") * h.reduction.divisor),
+    "scaledLearningRate0": lambda h: (
+        h("learningRate") * _undamped(h) / (h("lossScaling") * h.reduction.divisor)
+    ),
     "weightDecayScaleFactor0": lambda h: 1.0 - h("learningRate") * _undamped(h) * h("weightDecay"),
     "scaledMomentum1": lambda h: h("momentum") / h.combined_replicas,
     "scaledLearningRate1": lambda h: h("learningRate") / (h("velocityScaling") * h.combined_replicas),
-    "dampeningScaleFactor1": lambda h: _undamped(h) * h("velocityScaling") * h.combined_gradient / h("lossScaling"),
+    "dampeningScaleFactor1": lambda h: (
+        _undamped(h) * h("velocityScaling") * h.combined_gradient / h("lossScaling")
+    ),
     "scaledWeightDecay1": lambda h: _undamped(h) * h("weightDecay") * h("velocityScaling"),
     "nesterovGradScaleFactor1": lambda h: h("velocityScaling") * h.combined_replicas,
     "scaledMomentum2": lambda h: h("momentum"),
     "scaledLearningRate2": lambda h: h("learningRate") / h("velocityScaling"),
-    "dampeningScaleFactor2": lambda h: _undamped(h)
-    * h("velocityScaling")
-    / (h("lossScaling") * h.reduction.divisor),
+    "dampeningScaleFactor2": lambda h: (
+        _undamped(h) * h("velocityScaling") / (h("lossScaling") * h.reduction.divisor)
+    ),
     "nesterovGradScaleFactor2": lambda h: h("velocityScaling"),
     "sgdMomentum": lambda h: h("momentum"),
     "weightDecay": lambda h: h("weightDecay"),
@@ -184,7 +193,9 @@ class Updates:
         variable = self.program.variable_of(weight)
         assert variable is not None, f"{weight} is a weight"
         shape = options.pop("shape", variable.shape)
-        made = Variable(f"{prefix}___{variable.name}", Role.STATE, shape, dtype, groups=variable.groups, **options)
+        made = Variable(
+            f"{prefix}___{variable.name}", Role.STATE, shape, dtype, groups=variable.groups, **options
+        )
         made.fq_name = variable.name
         return self.program.add_variable(made)
 
@@ -195,7 +206,11 @@ class Updates:
         return self.program.emit(target, *args, meta=meta, **kwargs)
 
     def scaled(self, x: fx.Node, factor: Scalar) -> fx.Node:
-        return x if isinstance(factor, float) and factor == 1.0 else self.emit(aten.mul.Tensor, x, factor, like=x)
+        return (
+            x
+            if isinstance(factor, float) and factor == 1.0
+            else self.emit(aten.mul.Tensor, x, factor, like=x)
+        )
 
     def reduced(self, x: fx.Node, weight: fx.Node) -> fx.Node:
         """`x` summed (or averaged) over the replicas that share the weight."""
@@ -239,9 +254,13 @@ class Updates:
         accumulator = self.state("Accum", weight, self._accum_type(weight))
         if self.reduction.mean and self.reduction.running:
             counter = self._counter()
-            made = self.emit(ops.accumulate, accumulator, gradient, counter, like=gradient, outer=False, kind="mean")
+            made = self.emit(
+                ops.accumulate, accumulator, gradient, counter, like=gradient, outer=False, kind="mean"
+            )
         else:
-            made = self.emit(ops.accumulate, accumulator, gradient, 1.0, like=gradient, outer=False, kind="add")
+            made = self.emit(
+                ops.accumulate, accumulator, gradient, 1.0, like=gradient, outer=False, kind="add"
+            )
         self._accumulated[accumulator] = made
         return made
 
@@ -277,7 +296,12 @@ class Updates:
         norm = self.emit(aten.sqrt.default, total, like=total)
         norm = self.scaled(norm, self.scalar("gradientScaling", 0))
         bound = self.emit(aten.clamp.default, norm, self.spec.max_grad_norm, like=norm)
-        factor = self.emit(aten.mul.Tensor, self.emit(aten.reciprocal.default, bound, like=norm), self.spec.max_grad_norm, like=norm)
+        factor = self.emit(
+            aten.mul.Tensor,
+            self.emit(aten.reciprocal.default, bound, like=norm),
+            self.spec.max_grad_norm,
+            like=norm,
+        )
         return {w: self.emit(aten.mul.Tensor, g, factor, like=g) for w, g in gradients.items()}
 
     # -- one weight ----------------------------------------------------------------------------
@@ -306,7 +330,9 @@ class Updates:
         moved = self.emit(ops.accumulate, moved, gradient, factor, like=gradient, kind="dampened_add")
         if self._nesterov(weight):
             moved = self._look_ahead(weight, gradient, moved, "nesterovGradScaleFactor2")
-        self.emit(ops.sgd1_var_update, weight, moved, self.scalar("scaledLearningRate2", group), like=gradient)
+        self.emit(
+            ops.sgd1_var_update, weight, moved, self.scalar("scaledLearningRate2", group), like=gradient
+        )
 
     def _look_ahead(self, weight: fx.Node, gradient: fx.Node, velocity: fx.Node, scale: str) -> fx.Node:
         group = self._group(weight)
@@ -330,7 +356,9 @@ class Updates:
         velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=(name, decay))
         factor = self.scalar("dampeningScaleFactor1", group)
         reduced = gradient if self.reduction.accumulation > 1 else self.reduced(gradient, weight)
-        moved = self.emit(ops.accumulate, velocity, reduced, factor, like=gradient, outer=False, kind="dampened_add")
+        moved = self.emit(
+            ops.accumulate, velocity, reduced, factor, like=gradient, outer=False, kind="dampened_add"
+        )
         if not self._nesterov(weight):
             return moved, None
         return moved, self._accumulate(weight, gradient)
@@ -343,7 +371,9 @@ class Updates:
         step = moved
         if gradient is not None:
             step = self._look_ahead(weight, self.reduced(gradient, weight), moved, "nesterovGradScaleFactor1")
-        updated = self.emit(ops.sgd1_var_update, weight, step, self.scalar("scaledLearningRate1", group), like=moved)
+        updated = self.emit(
+            ops.sgd1_var_update, weight, step, self.scalar("scaledLearningRate1", group), like=moved
+        )
         momentum, decay = self.scalar("scaledMomentum1", group), self.scalar("scaledWeightDecay1", group)
         self.emit(ops.sgd1_accl_update, moved, updated, momentum, decay, like=moved)
 
@@ -370,13 +400,19 @@ class Updates:
         second = self.emit(ops.accumulate, accl2, gradient, b2, like=gradient, kind="moving_average_square")
         step = None
         if not mode.endswith("no_bias"):
-            step = self.emit(ops.increment, self.state("Step", weight, torch.float32, shape=()), like=gradient)
+            step = self.emit(
+                ops.increment, self.state("Step", weight, torch.float32, shape=()), like=gradient
+            )
         decay: Scalar = 0.0 if kind == "ADAM" else self.scalar("weightDecay", group)
         decayed = weight if decay != 0.0 else None
         eps = self.scalar("adamEps", group)
-        updater = self.emit(ops.adam_updater, decayed, first, second, step, decay, b1, b2, eps, like=gradient, mode=mode)
+        updater = self.emit(
+            ops.adam_updater, decayed, first, second, step, decay, b1, b2, eps, like=gradient, mode=mode
+        )
         trust = self._trust(weight, updater) if mode.startswith("lamb") else ()
-        self.emit(ops.adam_var_update, weight, updater, self.scalar("learningRate", group), *trust, like=gradient)
+        self.emit(
+            ops.adam_var_update, weight, updater, self.scalar("learningRate", group), *trust, like=gradient
+        )
 
     def _trust(self, weight: fx.Node, updater: fx.Node) -> tuple[Any, ...]:
         bound = self.scalar("maxWeightNorm", self._group(weight))
@@ -390,26 +426,36 @@ class Updates:
         gradient = self._unscaled(weight, gradient, decayed=True)
         alpha = self.scalar("adaptiveAlpha", group)
         square = self.state("Accl1", weight, self.spec.accl1_type, fill=1.0 if tf else 0.0)
-        square = self.emit(ops.accumulate, square, gradient, alpha, like=gradient, kind="moving_average_square")
+        square = self.emit(
+            ops.accumulate, square, gradient, alpha, like=gradient, kind="moving_average_square"
+        )
         mean = None
         if self.spec.kind == "RMSPROP_CENTERED":
             mean = self.state("Accl2", weight, self.spec.accl2_type)
             mean = self.emit(ops.accumulate, mean, gradient, alpha, like=gradient, kind="moving_average")
         rate = self.scalar("learningRate", group)
-        updater = self.emit(ops.rmsprop_updater, gradient, square, mean, self.scalar("adamEps", group), like=gradient, tf=tf)
+        updater = self.emit(
+            ops.rmsprop_updater, gradient, square, mean, self.scalar("adamEps", group), like=gradient, tf=tf
+        )
         momentum = self._has_momentum(weight)
         if momentum:
             updater = self.scaled(updater, rate) if tf else updater
             velocity = self.state("Accl3", weight, torch.float32)
             factor = self.scalar("adaptiveMomentum", group)
             updater = self.emit(ops.accumulate, velocity, updater, factor, like=gradient, kind="decay_add")
-        self.emit(ops.scaled_var_update, weight, updater, rate, 0.0, like=gradient, lr_in_updater=tf and momentum)
+        self.emit(
+            ops.scaled_var_update, weight, updater, rate, 0.0, like=gradient, lr_in_updater=tf and momentum
+        )
 
 
 def add_updates(updates: Updates, gradients: Mapping[str, fx.Node]) -> None:
     """Append the optimizer to a program that has its backward pass; weights outside its groups stay."""
     program = updates.program
-    named = {program.node_of(name): gradient for name, gradient in gradients.items() if name in updates.spec.group_of}
+    named = {
+        program.node_of(name): gradient
+        for name, gradient in gradients.items()
+        if name in updates.spec.group_of
+    }
     with program.before(program.output):
         updates.add({weight: gradient for weight, gradient in named.items() if weight is not None})
 
@@ -418,4 +464,6 @@ def check_supported(spec: OptimizerSpec) -> None:
     """Raises Error for an optimizer that PopART has not."""
     combined = spec.kind == "SGD1" and any("momentum" in g and g["momentum"].value for g in spec.groups)
     if combined and math.isfinite(spec.max_grad_norm):
-        raise poptorch_error("max_grad_norm needs use_combined_accum=False: the combined variant has no gradient to clip.")
+        raise poptorch_error(
+            "max_grad_norm needs use_combined_accum=False: the combined variant has no gradient to clip."
+        )

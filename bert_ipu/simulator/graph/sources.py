@@ -1,4 +1,5 @@
 """Which module and which line of the user's code an operator comes from."""
+
 from __future__ import annotations
 
 import sys

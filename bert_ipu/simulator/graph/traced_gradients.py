@@ -3,6 +3,7 @@
 The trace computes the operator again; where the graph already has a value (the operator's own result,
 or that of an equal node), the gradient reads it.
 """
+
 from __future__ import annotations
 
 import operator
@@ -28,7 +29,9 @@ def traced_rule(b: Backward, node: fx.Node, grad: Any) -> Iterator[tuple[fx.Node
     if isinstance(node.target, IpuOp) or is_random(node.target):  # type: ignore[arg-type]
         raise poptorch_error(f"{node.target} has no gradient ({node.meta.get('source')}).")
     operands = list(dict.fromkeys(node.all_input_nodes))
-    wanted = [operand for operand in operands if b.needs(operand) and operand.meta["val"].dtype.is_floating_point]
+    wanted = [
+        operand for operand in operands if b.needs(operand) and operand.meta["val"].dtype.is_floating_point
+    ]
     grads = grad if isinstance(grad, list) else [grad]
     used = [index for index, found in enumerate(grads) if found is not None]
     traced = _trace(b, node, operands, wanted, [grads[i] for i in used], used)
@@ -39,24 +42,34 @@ def traced_rule(b: Backward, node: fx.Node, grad: Any) -> Iterator[tuple[fx.Node
 
 
 def _trace(
-    b: Backward, node: fx.Node, operands: list[fx.Node], wanted: list[fx.Node], grads: list[fx.Node], used: list[int]
+    b: Backward,
+    node: fx.Node,
+    operands: list[fx.Node],
+    wanted: list[fx.Node],
+    grads: list[fx.Node],
+    used: list[int],
 ) -> fx.GraphModule:
-    def gradients(*values: torch.Tensor) -> tuple[Optional[torch.Tensor], ...]:
+    def gradients(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = dict(zip(operands, values))
-        leaves = {operand: inputs[operand].detach().requires_grad_() for operand in wanted}
-        args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: leaves.get(n, inputs[n]))
-        results = node.target(*args, **kwargs)  # type: ignore[operator]
-        results = [results] if isinstance(results, torch.Tensor) else [results[i] for i in used]
-        reached = [(r, g) for r, g in zip(results, values[len(operands) :]) if r.requires_grad]
-        return torch.autograd.grad([r for r, _ in reached], list(leaves.values()), [g for _, g in reached], allow_unused=True)
+
+        def results(*leaves: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            given = {**inputs, **dict(zip(wanted, leaves))}
+            args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: given[n])
+            made = node.target(*args, **kwargs)  # type: ignore[operator]
+            return (made,) if isinstance(made, torch.Tensor) else tuple(made[i] for i in used)
+
+        _, pull_back = torch.func.vjp(results, *(inputs[operand] for operand in wanted))
+        return pull_back(tuple(values[len(operands) :]))  # type: ignore[no-any-return]
 
     with b.program.fake_mode:
         values = [widen(n.meta["val"]).clone() for n in operands] + [n.meta["val"].clone() for n in grads]
         with torch.enable_grad():
-            return make_fx(gradients, tracing_mode="real", _allow_non_fake_inputs=True)(*values)
+            return make_fx(torch.func.functionalize(gradients), tracing_mode="real", _allow_non_fake_inputs=True)(*values)
 
 
-def _graft(b: Backward, node: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]) -> list[Optional[fx.Node]]:
+def _graft(
+    b: Backward, node: fx.Node, traced: fx.GraphModule, inputs: list[fx.Node]
+) -> list[Optional[fx.Node]]:
     """Copy the traced nodes into the program; equal nodes of the forward are read instead."""
     placed: dict[fx.Node, Any] = {}
     names = iter(inputs)
@@ -67,7 +80,9 @@ def _graft(b: Backward, node: fx.Node, traced: fx.GraphModule, inputs: list[fx.N
         elif inner.op == "output":
             return [None if out is None else placed[out] for out in inner.args[0]]
         elif inner.op == "get_attr":
-            raise poptorch_error(f"{node.target} has a gradient with a constant in it ({node.meta.get('source')}).")
+            raise poptorch_error(
+                f"{node.target} has a gradient with a constant in it ({node.meta.get('source')})."
+            )
         else:
             placed[inner] = _copy(b, node, inner, placed)
     raise AssertionError("a traced graph ends in an output")
