@@ -168,9 +168,8 @@ with open({str(tmp_path / "lock")!r}, "w") as lock:
 def test_random_kill(seed: int) -> None:
     """One instance of three is killed at a random moment: at start, while importing, in a reduction, between."""
     draw = random.Random(seed)
-    job = Job(
-        ["-c", JOINED.format("pass") + "\nwhile True: group.all_reduce(x); time.sleep(0.01)"], 3, timeout_s=0
-    )
+    endless = "\nwhile True: group.all_reduce(x); time.sleep(0.01)"
+    job = Job(["-c", JOINED.format("pass") + endless], 3, timeout_s=0)
     time.sleep(draw.uniform(0.3, 8))
     victims = [pid for pid in job.running() if is_instance(pid)]
     if not victims:

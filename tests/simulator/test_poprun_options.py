@@ -15,11 +15,11 @@ from bert_ipu.simulator.poprun.plan import Plan, expand_hosts, numa_cores, read_
 
 # Options of the PopDist and PopRun user guide.
 DOCUMENTED = """
---host --num-replicas --ipus-per-replica --num-instances --num-ilds --vipu-server-host
---vipu-server-port --vipu-server-timeout --vipu-partition --vipu-partition-attempts --update-partition --reset-partition
+--host --num-replicas --ipus-per-replica --num-instances --num-ilds --vipu-server-host --vipu-server-port
+--vipu-server-timeout --vipu-partition --vipu-partition-attempts --update-partition --reset-partition
 --remove-partition --vipu-cluster --vipu-allocation --executable-cache-path --mpi-global-args
---mpi-local-args --numa-aware --print-topology --only-output-from-instance --offline-mode --sync-type --verbose --help --version
---version-format --import-config --export-config --overwrite-config
+--mpi-local-args --numa-aware --print-topology --only-output-from-instance --offline-mode --sync-type
+--verbose --help --version --version-format --import-config --export-config --overwrite-config
 """
 
 

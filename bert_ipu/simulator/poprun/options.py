@@ -115,8 +115,8 @@ def _add_running(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--heartbeat-timeout",
         type=seconds,
-        default=20.0,
-        help="of the simulator: seconds without a sign of life after which an instance hangs; 0 never (20)",
+        default=15.0,
+        help="of the simulator: seconds without a sign of life after which an instance hangs; 0 never (15)",
     )
 
 
