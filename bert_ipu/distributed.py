@@ -27,6 +27,11 @@ class World:
         """Whether this instance logs and saves."""
         return self.rank == 0
 
+    def say(self, text: str) -> None:
+        """Print a line, once for all instances."""
+        if self.is_first:
+            print(text, flush=True)
+
     def broadcast(self, value: Any) -> Any:
         """The first instance's value, which must be the same kind of thing everywhere."""
         return value if self.communicator is None else self.communicator.bcast(value, root=0)

@@ -126,9 +126,9 @@ def _start(task: Task, folder: Path, optimizer: torch.optim.Optimizer, resume: b
     if resume:
         path = newest_checkpoint(folder)
         state = load_checkpoint(path, task.model, config.model, optimizer)
-        _say(world, f"resuming from {path} after step {state.step}")
+        world.say(f"resuming from {path} after step {state.step}")
         for key, (old, new) in _differences(state.configuration, settings).items():
-            _say(world, f"  changed since: {key} was {old!r}, is {new!r}")
+            world.say(f"  changed since: {key} was {old!r}, is {new!r}")
         return state._replace(configuration=settings)
     if any(folder.glob("step_*")):
         raise ConfigError(
@@ -136,8 +136,8 @@ def _start(task: Task, folder: Path, optimizer: torch.optim.Optimizer, resume: b
             f"train.output_dir to another folder.")
     if config.checkpoint.initial_weights:
         random = load_initial_weights(Path(config.checkpoint.initial_weights), task.model, config.model)
-        _say(world, f"weights from {config.checkpoint.initial_weights}; random where it has none: "
-                    f"{', '.join(random) or 'nowhere'}")
+        world.say(f"weights from {config.checkpoint.initial_weights}; random, as it lacks them: "
+                  f"{', '.join(random) or 'none'}")
     return TrainingState(0, Position(), [], settings)
 
 
@@ -156,7 +156,7 @@ def _compile(executor: Any, task: Task, state: TrainingState) -> None:
     executor.compile(*task.dataset.batch([n % len(task.dataset) for n in range(rows)]))
     if state.random_state:
         executor.rng_state = state.random_state
-    _say(task.world, f"compiled in {time.perf_counter() - started:.1f} s")
+    task.world.say(f"compiled in {time.perf_counter() - started:.1f} s")
 
 
 def _batches(task: Task, options: Any, state: TrainingState) -> Iterator[Batch]:
@@ -179,11 +179,6 @@ def _sequences(batch: Batch) -> int:
     """Real sequences of a batch: packed rows hold several, rows that fill up a batch none."""
     labels = batch.next_sentence_labels if isinstance(batch, PretrainBatch) else batch.start_positions
     return int((labels != IGNORED_LABEL).sum())
-
-
-def _say(world: World, text: str) -> None:
-    if world.is_first:
-        print(text, flush=True)
 
 
 class Evaluator:
@@ -232,9 +227,9 @@ class GeneratedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]
             return torch.randint(high, (B, columns), dtype=torch.int32, generator=generator)
 
         length = S // P
-        place = torch.arange(S, dtype=torch.int32).expand(B, S)
+        place = torch.arange(S, dtype=torch.int32).repeat(B, 1)
         number = (place // length).clamp(max=P - 1)
-        starts = (torch.arange(P, dtype=torch.int32) * length).expand(B, P)
+        starts = (torch.arange(P, dtype=torch.int32) * length).repeat(B, 1)
         return PretrainBatch(
             integers(self.vocab_size, S), number + 1, integers(2, S), place - number * length,
             integers(S, M), integers(self.vocab_size, M), starts, integers(2, P))
@@ -251,8 +246,8 @@ def pretrain(
 ) -> None:
     """Build and train a pretraining task; with `compile_only`, stop once it is compiled, without data."""
     world = join_world(config.ipu.replication_factor)
-    _say(world, f"backend           {backend.name}: {backend.reason}")
-    _say(world, describe_derived(config, config.train.steps))
+    world.say(f"backend           {backend.name}: {backend.reason}")
+    world.say(describe_derived(config, config.train.steps))
     dataset = _dataset(config, config.data.train_data, generated=compile_only)
     torch.manual_seed(config.train.seed)
     model = pretraining_model(config)

@@ -11,6 +11,13 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("BERT_IPU_SHARED", REPOSITORY.parent / "shared"))
 
 
+def pytest_configure() -> None:
+    """Before tests are imported, let `import poptorch` mean the simulator."""
+    from bert_ipu import simulator
+
+    simulator.install()
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of this checkout."""
