@@ -20,7 +20,7 @@ native: $(VENV)/.ready
 	@$(PY) -m bert_ipu.simulator.native
 
 demo: setup  ## prepare the sample, pretrain to 99%, fine-tune, answer a question
-	$(PY) -m demo
+	$(PY) demo.py
 
 test: setup lint  ## everything that is not slow
 	$(PY) -m pytest -n 2

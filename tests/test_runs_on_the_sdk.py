@@ -24,8 +24,8 @@ TORCH: dict[str, set[str]] = {
     module: set(names)
     for module, names in json.loads((ASSETS / "torch-2.0.1-names.json").read_text())["names"].items()
 }
-# Names that newer torch gave its tensors but that paths, arrays and named tuples have always had.
-SHARED_WITH_OTHER_TYPES = {"name", "index", "nbytes", "itemsize"}
+# Names that newer torch gave its tensors but that our configuration, paths and arrays have too.
+SHARED_WITH_OTHER_TYPES = {"ipu", "name", "index", "nbytes", "itemsize"}
 # camelCase methods of the standard library that the application calls.
 STANDARD_LIBRARY = {"getLogger", "basicConfig", "setLevel", "addHandler", "setFormatter", "isEnabledFor"}
 # popdist's functions take no arguments but these (source: poprun and popdist documentation).
