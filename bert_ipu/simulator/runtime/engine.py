@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.graph.ir import Program
 from bert_ipu.simulator.params import SimulatorParams
+from bert_ipu.simulator.runtime.allocator import keep_freed_memory
 from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, is_outer, lower_micro_batch
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.numerics import choose_numerics
@@ -61,6 +62,8 @@ class Executable:
         self.device = torch.device(params.device)
         if params.threads is not None:
             torch.set_num_threads(params.threads)
+        if params.tune_allocator:
+            keep_freed_memory()
         native = params.native_kernels and self.device.type == "cpu"
         self.kernels: Kernels | None = load_kernels() if native else None
         self.numerics = choose_numerics(params.numerics, self.device, settings.stochastic_rounding)
@@ -79,7 +82,7 @@ class Executable:
         self.update: Update | None = None
         if any(is_outer(node) for node in program.operators()):
             self.update = lower_update(
-                program, self.replication, self.numerics, self.device, self.kernels, self.crossing
+                program, self.replication, self.numerics, self.device, self.kernels, self.crossing, params.fuse
             )
         self.store = VariableStore(
             program, self.replication, self.numerics, self.device, params.nan_uninitialised

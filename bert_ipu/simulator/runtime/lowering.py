@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 import torch
@@ -15,12 +15,14 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
+from bert_ipu.simulator.runtime import losses, operators
 from bert_ipu.simulator.runtime import numerics as rounding
-from bert_ipu.simulator.runtime import operators
 from bert_ipu.simulator.runtime.custom import custom_op_function
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
+
+aten = torch.ops.aten
 
 DRAWS = Name(f"{RUN.text}.draws")
 
@@ -36,9 +38,14 @@ class Emitter:
     device: torch.device
     kernels: Kernels | None
     carrier: Callable[[torch.dtype], torch.dtype]
+    saved: dict[tuple[Any, Any], Name] = field(default_factory=dict)
+    """The log-sum-exp of each (scores, labels), which the gradient of their cross-entropy reads again."""
 
     def operator(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
         """Emit `node` with its operands replaced by names; the results have carriers' dtypes and are rounded."""
+        fused = self._loss(node, args)
+        if fused is not None:
+            return fused
         function, args = self._function(node, [self.constant(value) for value in args])
         kwargs = {key: self.constant(value) for key, value in kwargs.items()}
         value = node.meta["val"]
@@ -52,6 +59,25 @@ class Emitter:
             self.settle(node, name, item, index) if isinstance(item, Tensor) else name
             for index, (name, item) in enumerate(zip(names, value))
         )
+
+    def _loss(self, node: fx.Node, args: Sequence[Any]) -> Name | None:
+        """Cross-entropy over rows, its gradient, and argmax over rows, by kernels where there are some."""
+        if self.kernels is None:
+            return None
+        value: Any = node.meta["val"]
+        if node.target is aten.cross_entropy_loss.default and _is_row_loss(node):
+            loss, saved = self.code.emit_tuple(2, losses.cross_entropy_rows, *args[:2], self.kernels, _ignored(node))
+            self.saved[args[0], args[1]] = saved
+            return self.settle(node, loss, value, 0)
+        if node.target is ops.cross_entropy_grad and (args[1], args[2]) in self.saved:
+            saved = self.saved[args[1], args[2]]
+            name = self.code.emit(
+                losses.cross_entropy_rows_grad, *args[:3], saved, self.kernels, node.kwargs["ignore_index"]
+            )
+            return self.settle(node, name, value, 0)
+        if node.target is aten.argmax.default and _is_last_dimension(node):
+            return self.code.emit(losses.argmax_rows, args[0], self.kernels)
+        return None
 
     def _function(self, node: fx.Node, args: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
         """The function that computes a node, and its arguments where they change."""
@@ -173,6 +199,28 @@ def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[...
         return tuple((then if bool(predicate) else other)(run, *inputs))
 
     return run_branch
+
+
+def _is_row_loss(node: fx.Node) -> bool:
+    """cross_entropy_loss of [rows, classes] without class weights, reduction and smoothing."""
+    args = {name: value for name, value in zip(("x", "target", "weight", "reduction", "ignored", "smooth"), node.args)}
+    args |= {"weight": None, "smooth": 0.0, "reduction": 1} | args | dict(node.kwargs)
+    logits: Any = node.args[0]
+    rows = logits.meta["val"].dim() == 2
+    return rows and args["reduction"] == 0 and args["weight"] is None and not args["smooth"]
+
+
+def _ignored(node: fx.Node) -> Any:
+    return node.args[4] if len(node.args) > 4 else node.kwargs.get("ignore_index", -100)
+
+
+def _is_last_dimension(node: fx.Node) -> bool:
+    """argmax over the last of several dimensions, which it removes, of floating-point values."""
+    value: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
+    keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
+    last = dim is not None and dim % max(value.dim(), 1) == value.dim() - 1  # type: ignore[operator]
+    return last and not keeps and value.dim() > 1 and value.dtype in (torch.float16, torch.float32)
 
 
 def _label(node: fx.Node) -> str:

@@ -98,7 +98,7 @@ def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int) -> Tensor:
     normal = (bits & ~0x1FFF).view(torch.float32)
     units = magnitude * 2.0**24
     whole = units.floor()
-    subnormal = (whole + (random16 < (units - whole) * 65536.0)) * 2.0**-24
+    subnormal = (whole + (random16 < ((units - whole) * 65536.0).floor())) * 2.0**-24
     rounded = torch.where(magnitude < HALF_SMALLEST_NORMAL, subnormal, normal)
     rounded = torch.where(rounded > HALF_MAX, torch.inf, rounded)
     return torch.where(x.isnan(), x, torch.copysign(rounded, x))

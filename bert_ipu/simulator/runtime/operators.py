@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.runtime import optimizer_ops, random
+from bert_ipu.simulator.runtime import losses, optimizer_ops, random
 from bert_ipu.simulator.runtime.random import Draws
 
 aten = torch.ops.aten
@@ -353,6 +353,7 @@ IMPLEMENTATIONS: dict[Any, Function] = {
     operator.getitem: operator.getitem,
     ops.identity_loss: _identity_loss,
     ops.nop: _identity,
+    ops.cross_entropy_grad: losses.cross_entropy_grad,
     ops.print_tensor: _print_tensor,
     ops.cpu_op: _cpu_op,
     ops.assign: optimizer_ops.assign,

@@ -39,6 +39,10 @@ def _dampened_add_square(v: Tensor, x: Tensor, f: Scalar) -> Tensor:
     return v.add_(x.square() * f)
 
 
+def _decay_add(v: Tensor, x: Tensor, f: Scalar) -> Tensor:
+    return v.mul_(f).add_(x)
+
+
 def _moving_average(v: Tensor, x: Tensor, f: Scalar) -> Tensor:
     return v.mul_(f).add_(x * (1 - f))
 
@@ -59,6 +63,7 @@ ACCUMULATE: dict[str, Callable[[Tensor, Tensor, Scalar], Tensor]] = {
     "add": _add,
     "dampened_add": _dampened_add,
     "dampened_add_square": _dampened_add_square,
+    "decay_add": _decay_add,
     "moving_average": _moving_average,
     "moving_average_square": _moving_average_square,
     "infinity": _infinity,

@@ -69,7 +69,7 @@ def analyse_replication(program: Program, local: int, total: int, first: int) ->
 
 def _pooled(program: Program) -> set[fx.Node]:
     # With accumulation the update reads the last micro-batch's value, not a sum.
-    crossing = crossing_nodes(program) if program.gradient_accumulation == 1 else []
+    crossing = crossing_nodes(program) if program.reduction.accumulation == 1 else []
     found = {node for node in crossing if _only_reduced(node)}
     last: dict[str, list[fx.Node]] = {}
     for node in normal_nodes(program):

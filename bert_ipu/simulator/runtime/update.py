@@ -14,6 +14,7 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program, mutated
+from bert_ipu.simulator.runtime.fused_adam import AdamChain, adam_kernel, find_chains
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.lowering import Emitter, resolve
 from bert_ipu.simulator.runtime.micro import is_outer, outer_nodes, variable_nodes
@@ -42,9 +43,15 @@ class _Lowering:
     program: Program
     replication: Replication
     emitter: Emitter
+    chains: dict[fx.Node, AdamChain] = field(default_factory=dict)
     env: dict[fx.Node, Replicated] = field(default_factory=dict)
+    raw: dict[fx.Node, Replicated] = field(default_factory=dict)
+    """Values of micro-batches in the dtype they came in, for kernels that read it."""
 
     def run(self, node: fx.Node) -> None:
+        if node in self.chains:
+            self._fused(node, self.chains[node])
+            return
         if node.target is ops.replica_reduce:
             self.env[node] = self.reduce(node)
             return
@@ -54,6 +61,25 @@ class _Lowering:
             local = {read: self._of(read, replica) for read in node.all_input_nodes}
             results.append(self.emitter.operator(node, *resolve(node, local)))
         self.env[node] = results
+
+    def _fused(self, node: fx.Node, chain: AdamChain) -> None:
+        kernels = self.emitter.kernels
+        assert kernels is not None, "chains are looked for only where there are kernels"
+        function = adam_kernel(kernels, chain.max_weight_norm is not None, chain.corrected)
+        nodes = [operand for operand in chain.operands if isinstance(operand, fx.Node)]
+        width = max(len(self.env[operand]) for operand in nodes)
+        gradients = self.raw.get(chain.gradient, self.env[chain.gradient])
+        self.env[node] = [
+            self.emitter.code.emit(
+                function,
+                self._of(chain.weight, replica),
+                gradients[replica if len(gradients) > 1 else 0],
+                *[self._of(x, replica) if isinstance(x, fx.Node) else x for x in chain.operands[2:]],
+                pure=False,
+                label=chain.weight.name,
+            )
+            for replica in range(width)
+        ]
 
     def _of(self, node: fx.Node, replica: int) -> Any:
         values = self.env[node]
@@ -71,7 +97,11 @@ class _Lowering:
                 for members in self.replication.members(groups)
             ]
         everyone = self.replication.total
-        if source in self.replication.pooled:
+        pooled = source in self.replication.pooled
+        if len(values) == 1 and (everyone == 1 or (pooled and not mean and self.replication.local == everyone)):
+            self.raw[node] = self.raw.get(source, values)
+            return list(values)
+        if pooled:
             return [emit(combine, REDUCE, mean, everyone, values[0])]
         if len(values) == 1:
             values = values * self.replication.local
@@ -93,12 +123,14 @@ def combine(all_reduce: Callable[[Tensor], None] | None, mean: bool, count: int,
 
 def lower_update(
     program: Program, replication: Replication, numerics: Numerics, device: torch.device, kernels: Kernels | None,
-    crossing: list[fx.Node],
+    crossing: list[fx.Node], fuse: bool,
 ) -> Update:  # fmt: skip
     """Compile the program's outer context for all replicas of the instance."""
     code = Code("update")
     emitter = Emitter(code, numerics, device, kernels, numerics.stored)
-    lowering = _Lowering(program, replication, emitter)
+    chains = find_chains(outer_nodes(program), numerics.rounds) if fuse and kernels is not None else {}
+    absorbed = {node for chain in chains.values() for node in chain.absorbed}
+    lowering = _Lowering(program, replication, emitter, chains)
     parameters: list[Name] = []
     slots: list[tuple[str, int]] = []
     nodes = variable_nodes(program)
@@ -112,12 +144,14 @@ def lower_update(
         width = 1 if node in replication.pooled else replication.local
         names = [Name(f"v{len(parameters) + replica}") for replica in range(width)]
         parameters += names
+        lowering.raw[node] = names
         lowering.env[node] = [_widen(emitter, node, name) for name in names]
     for node in program.operators():
         if not is_outer(node) and mutated(node):
             lowering.env[node] = lowering.env[_placeholder(node)]
     for node in outer_nodes(program):
-        lowering.run(node)
+        if node not in absorbed:
+            lowering.run(node)
     results = [lowering.env[node] for node in program.results() if is_outer(node)]
     flat = [name for values in results for name in values * (replication.local // len(values))]
     function, source = generate("update", parameters, remove_unused(code.instructions, flat), flat)

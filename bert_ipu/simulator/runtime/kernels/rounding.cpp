@@ -10,23 +10,33 @@ namespace bert_ipu {
 namespace {
 
 constexpr int64_t kParallelFrom = 1 << 15;
-constexpr float kHalfMax = 65504.0f;
+// Bits of non-negative floats are ordered as the floats are.
+constexpr uint32_t kHalfMax = 0x477FE000u;         // 65504
+constexpr uint32_t kSmallestNormal = 0x38800000u;  // 2^-14
+constexpr uint32_t kInfinity = 0x7F800000u;
+
+inline uint32_t mask(bool condition) { return -uint32_t(condition); }
 
 // Round |value| down or up on the fp16 grid with a probability equal to the distance, using 16 random bits.
 // The grid is 2^-10 of the value's power of two, and 2^-24 below 2^-14 (subnormal numbers).
+// Choices are made with masks: GCC turns conditional expressions here into branches, which it cannot vectorise.
 inline float round_stochastically(float value, uint32_t random16) {
     const uint32_t bits = bits_of(value);
-    const uint32_t sign = bits & 0x80000000u;
-    const float magnitude = from_bits(bits & 0x7FFFFFFFu);
+    const uint32_t size = bits & 0x7FFFFFFFu;
+    const float magnitude = from_bits(size);
     // Normal numbers: the low 13 bits are dropped; adding 13 random bits carries with the right probability.
-    const float normal = from_bits(((bits & 0x7FFFFFFFu) + (random16 >> 3)) & 0xFFFFE000u);
+    const uint32_t normal = (size + (random16 >> 3)) & 0xFFFFE000u;
     // Subnormal numbers: in units of 2^-24 the fraction is exact in float; compare it with the random bits.
-    const float units = magnitude * 16777216.0f;
-    const float whole = float(int32_t(magnitude < 6.103515625e-05f ? units : 0.0f));
-    const float subnormal = (whole + (random16 < (units - whole) * 65536.0f ? 1.0f : 0.0f)) * 5.9604644775390625e-08f;
-    const float rounded = magnitude < 6.103515625e-05f ? subnormal : normal;
-    const float result = rounded > kHalfMax ? __builtin_inff() : rounded;
-    return value != value ? value : from_bits(bits_of(result) | sign);
+    const uint32_t is_subnormal = mask(size < kSmallestNormal);
+    const float units = from_bits(bits_of(magnitude * 16777216.0f) & is_subnormal);
+    const int32_t whole = int32_t(units);
+    const int32_t up = int32_t((units - float(whole)) * 65536.0f) > int32_t(random16);
+    const uint32_t subnormal = bits_of(float(whole + up) * 5.9604644775390625e-08f);
+    const uint32_t rounded = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+    const uint32_t too_large = mask(rounded > kHalfMax) & mask(size <= kInfinity);
+    const uint32_t result = (kInfinity & too_large) | (rounded & ~too_large);
+    const uint32_t is_nan = mask(size > kInfinity);
+    return from_bits((result & ~is_nan) | (size & is_nan) | (bits & 0x80000000u));
 }
 
 }  // namespace
