@@ -139,7 +139,7 @@ def _insert_diagonal(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.N
 
 def _insert_by_index(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     """Any view at all: the view of an arange tells which elements it shows."""
-    positions = torch.arange(math.prod(step.parent_shape)).reshape(step.parent_shape)
+    positions = torch.arange(math.prod(step.parent_shape), device="cpu").reshape(step.parent_shape)
     shown = step.target(positions, *step.args, **step.kwargs)
     shown = (shown if step.item is None else shown[step.item]).reshape(-1)
     if shown.unique().numel() != shown.numel():

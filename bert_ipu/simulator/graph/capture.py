@@ -87,6 +87,27 @@ class CapturedTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl
 
 
+class GraphBeingBuilt:
+    """A graph, and for a body the placeholders of what it reads of the graph around it."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.imports: dict[fx.Node, fx.Node] = {}
+
+    def placeholder(self, outer: fx.Node) -> fx.Node:
+        """A new placeholder for a value of the graph around, after the last one."""
+        first = next((n for n in self.graph.nodes if n.op != "placeholder"), self.graph._root)
+        with self.graph.inserting_before(first):
+            made = self.graph.placeholder(outer.name)
+        made.meta["val"] = outer.meta["val"]
+        return made
+
+    def imported(self, outer: fx.Node) -> fx.Node:
+        if outer not in self.imports:
+            self.imports[outer] = self.placeholder(outer)
+        return self.imports[outer]
+
+
 class _CaptureMode(TorchDispatchMode):
     """Hands every operator the user's code calls to the capture."""
 
@@ -111,7 +132,8 @@ class Capture:
         """`modules` names the user's modules by identity, for messages."""
         self.program = program
         self.annotations = Annotations()
-        self.graph = program.graph
+        self.graphs = [GraphBeingBuilt(program.graph)]
+        """The program's graph, and inside a loop or branch the bodies' up to the innermost."""
         self._modules = modules
         self._known: dict[int, tuple[torch.Tensor, CapturedTensor]] = {}
         self._declared: dict[int, Variable] = {}
@@ -182,11 +204,12 @@ class Capture:
         `host_dtypes`: the results' dtypes in the user's eyes, where the device's are narrower.
         """
         self._origin = locate(self._modules)
-        args = _map(args, self._lift)
-        node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
-        if op.name in _DRAWING:
-            self._number(node)
-        return self._results(node, host_dtypes)
+        with torch._C.DisableTorchFunction():
+            args = _map(args, self._lift)
+            node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
+            if op.name in _DRAWING:
+                self._number(node)
+            return self._results(node, host_dtypes)
 
     def mark(self, tensor: Any, key: str, value: Any) -> None:
         """Attach a note to the operator that made a tensor: an entry of its `attrs`."""
@@ -209,12 +232,25 @@ class Capture:
         return tuple(self._results(item, host_dtypes[i : i + 1]) for i, item in enumerate(items))
 
     def _node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        node = self.graph.call_function(target, args, kwargs)
+        args, kwargs = fx.map_arg((args, kwargs), self.visible)  # type: ignore[assignment]
+        node = self.graphs[-1].graph.call_function(target, args, kwargs)
         node.meta.update(self.annotations.meta())
         node.meta.update({"module": self._origin.module, "source": self._origin.source})
         node.meta.update({"pass": "forward", "context": "normal"})
         if not torch.is_grad_enabled() and not self._origin.in_function:
             node.meta["no_grad"] = True
+        return node
+
+    def visible(self, node: fx.Node) -> fx.Node:
+        """A node of an outer graph as the innermost body's placeholder for it; its own nodes as they are."""
+        level = next((i for i, built in enumerate(self.graphs) if built.graph is node.graph), None)
+        if level is None:
+            raise poptorch_error(
+                f"A tensor made or written inside the body of a loop or branch is used outside it ({self._origin.source}). "
+                "Return it from the body."
+            )
+        for built in self.graphs[level + 1 :]:
+            node = built.imported(node)
         return node
 
     def _number(self, node: fx.Node) -> None:
@@ -329,6 +365,10 @@ class Capture:
             self.write(target, functional(*args, **kwargs))
         return target
 
+    def new_tensor(self, node: fx.Node, dtype: torch.dtype) -> CapturedTensor:
+        """A node's value as a tensor of the user, with memory of its own."""
+        return self._wrap(self._fake(tuple(node.meta["val"].shape), dtype), View.whole(node))
+
     def write(self, target: CapturedTensor, value: CapturedTensor) -> None:
         """Make `value` the contents of `target`, as `copy_` does."""
         if value.dtype != target.dtype:
@@ -342,7 +382,7 @@ class Capture:
     def share(self, tensor: CapturedTensor) -> CapturedTensor:
         """A new tensor, with memory of its own, of the same value: no operator is needed for it."""
         with self.program.fake_mode:
-            fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
         return self._wrap(fake, View.whole(self._read(tensor)))  # type: ignore[arg-type]
 
     def lift(self, tensor: torch.Tensor, dtype: Optional[torch.dtype] = None) -> CapturedTensor:
@@ -376,7 +416,7 @@ class Capture:
 
     def _fake(self, shape: tuple[int, ...], dtype: torch.dtype) -> FakeTensor:
         with self.program.fake_mode:
-            return torch.empty(shape, dtype=dtype)  # type: ignore[return-value]
+            return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[return-value]
 
     def _read(self, leaf: Any) -> Any:
         """A captured tensor's node with its current value; dtypes as the device has them."""

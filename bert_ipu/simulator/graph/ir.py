@@ -234,13 +234,13 @@ class Program:
             raise ValueError(f"variable {variable.name} is already in the program")
         self.variables[variable.name] = variable
         with self.fake_mode:
-            value = torch.empty(variable.shape, dtype=variable.dtype)
+            value = torch.empty(variable.shape, dtype=variable.dtype, device="cpu")
         return self._placeholder(variable.name, {"val": value, "variable": variable.name})
 
     def add_input(self, spec: InputSpec) -> fx.Node:
         """Enter one user input with its placeholder."""
         with self.fake_mode:
-            value = torch.empty(spec.shape, dtype=spec.dtype)
+            value = torch.empty(spec.shape, dtype=spec.dtype, device="cpu")
         self.inputs.append(spec)
         return self._placeholder(spec.name, {"val": value, "input": len(self.inputs) - 1})
 

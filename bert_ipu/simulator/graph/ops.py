@@ -30,7 +30,7 @@ Declared = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
 
 def _declared(*inputs: Any, outputs: Declared, **_: Any) -> tuple[Any, ...]:
-    return tuple(torch.empty(shape, dtype=dtype) for shape, dtype in outputs)
+    return tuple(torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in outputs)
 
 
 def _body_results(body: Subgraph, *_: Any, **__: Any) -> tuple[Any, ...]:

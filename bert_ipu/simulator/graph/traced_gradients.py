@@ -64,7 +64,9 @@ def _trace(
     with b.program.fake_mode:
         values = [widen(n.meta["val"]).clone() for n in operands] + [n.meta["val"].clone() for n in grads]
         with torch.enable_grad():
-            return make_fx(torch.func.functionalize(gradients), tracing_mode="real", _allow_non_fake_inputs=True)(*values)
+            return make_fx(
+                torch.func.functionalize(gradients), tracing_mode="real", _allow_non_fake_inputs=True
+            )(*values)
 
 
 def _graft(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from ..graph import capture
+import torch
+
+from ..graph import capture, control_flow
 from ..graph.annotations import Annotations, Placement
 from ..graph.ir import IpuOp
 
@@ -59,3 +61,23 @@ def mark(tensor: Any, key: str, value: Any) -> Any:
     if current is not None:
         current.mark(tensor, key, value)
     return tensor
+
+
+def for_loop(count: int, body: Callable[..., Any], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Record a loop; its last results."""
+    current = capture.current()
+    assert current is not None, "loops are recorded inside a capture only"
+    return list(control_flow.for_loop(current, count, body, inputs))
+
+
+def cond(
+    condition: torch.Tensor,
+    then: Callable[..., Any],
+    then_inputs: list[torch.Tensor],
+    other: Callable[..., Any],
+    other_inputs: list[torch.Tensor],
+) -> list[torch.Tensor]:
+    """Record a choice between two functions; the results of the chosen one."""
+    current = capture.current()
+    assert current is not None, "branches are recorded inside a capture only"
+    return list(control_flow.cond(current, condition, then, then_inputs, other, other_inputs))
