@@ -5,12 +5,18 @@ small: the weights and seed to start from, metrics, and that everybody has come 
 """
 from __future__ import annotations
 
+import hashlib
+import platform
 from dataclasses import dataclass
-from typing import Any, Dict, List
+from pathlib import Path
+from typing import Any, Dict, Iterable, List, Sequence
 
 import popdist
+import torch
 
-from bert_ipu.errors import ConfigError
+from bert_ipu.errors import ConfigError, DataError
+
+_SAMPLED_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,64 @@ class World:
         """Wait until every instance is here."""
         if self.communicator is not None:
             self.communicator.barrier()
+
+    def broadcast_weights(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite contiguous tensors, in place, with the first instance's, which have the same shapes."""
+        if self.communicator is None:
+            return
+        for tensor in tensors:
+            # MPI knows no half precision, so bytes are sent.
+            self.communicator.Bcast(tensor.detach().view(-1).view(torch.uint8).numpy(), root=0)
+
+    def check_same(self, facts: Dict[str, str]) -> None:
+        """Compare what the instances say of their code, settings and data.
+
+        Raises DataError, on all of them: something differs; the message says what, and who has which.
+        """
+        told = self.gather(facts)
+        names = sorted({name for each in told for name in each})
+        differing = [name for name in names if len({each.get(name) for each in told}) > 1]
+        if differing:
+            lines = [f"  {name}: {_who_has_what([each.get(name) for each in told])}" for name in differing]
+            raise DataError(
+                "The instances were not started on the same thing:\n" + "\n".join(lines) + "\nCopy the code "
+                "and the data to every host again, and start all instances with the same settings.")
+
+
+def _who_has_what(values: Sequence[Any]) -> str:
+    groups = []
+    for value in sorted(set(values), key=values.index):
+        ranks = [str(rank) for rank, other in enumerate(values) if other == value]
+        groups.append(f"{value} on instance{'s' * (len(ranks) > 1)} {', '.join(ranks)}")
+    return "; ".join(groups)
+
+
+def code_version() -> str:
+    """A checksum of this package's source, and the versions of Python and torch."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parent
+    for file in sorted(package.rglob("*.py")):
+        digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
+    return f"{digest.hexdigest()[:12]} (Python {platform.python_version()}, torch {torch.__version__})"
+
+
+def data_version(path: str) -> str:
+    """A checksum of a data file, or of the files of a folder or pattern: names, sizes, beginnings and ends.
+
+    A damaged row in between is found when it is read.
+    """
+    place = Path(path)
+    pattern = place.parent.glob(place.name) if "*" in place.name else place.glob("*")
+    files = [place] if place.is_file() else sorted(file for file in pattern if file.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        size = file.stat().st_size
+        digest.update(f"{file.name} {size} ".encode())
+        with file.open("rb") as content:
+            digest.update(content.read(_SAMPLED_BYTES))
+            content.seek(max(0, size - _SAMPLED_BYTES))
+            digest.update(content.read())
+    return f"{digest.hexdigest()[:12]} ({len(files)} files)"
 
 
 def join_world(replication_factor: int) -> World:

@@ -5,6 +5,8 @@ data).  A checkpoint holds exactly these, so resuming is loading them and seekin
 """
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -29,7 +31,7 @@ from bert_ipu.config import (
     config_as_dict,
     describe_derived,
 )
-from bert_ipu.distributed import World, join_world
+from bert_ipu.distributed import World, code_version, data_version, join_world
 from bert_ipu.errors import ConfigError, DataError
 from bert_ipu.ipu_options import evaluation_options, training_options
 from bert_ipu.optim import learning_rate, make_optimizer, set_learning_rate
@@ -69,9 +71,11 @@ def train(task: Task, resume: bool = False, compile_only: bool = False) -> None:
     Raises ConfigError: the output folder holds another run's checkpoints.  DataError: nothing to resume from.
     """
     config, world = task.config, task.world
+    _check_instances(task, compile_only)
     folder = Path(config.train.output_dir) / "checkpoints"
     optimizer = make_optimizer(task.model, config.optim)
     state = _start(task, folder, optimizer, resume)
+    world.broadcast_weights(task.model.state_dict().values())
     executor = poptorch.trainingModel(task.model.train(), training_options(config, compile_only), optimizer)
     _compile(executor, task, state)
     if compile_only:
@@ -82,6 +86,20 @@ def train(task: Task, resume: bool = False, compile_only: bool = False) -> None:
     finally:
         recorder.close()
     executor.destroy()
+
+
+def _check_instances(task: Task, compile_only: bool) -> None:
+    """Refuse a job whose instances have different code, settings or data: it would train on a mixture."""
+    if task.world.size == 1:
+        return
+    config = task.config
+    files = [
+        str(getattr(config.data, field.name)) for field in dataclasses.fields(config.data)
+        if field.metadata["unit"] == "path"]
+    task.world.check_same({
+        "code": code_version(),
+        "settings": hashlib.sha256(repr(config).encode()).hexdigest()[:12],
+        **({} if compile_only else {path: data_version(path) for path in files if path})})
 
 
 def _loop(
