@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from ..errors import poptorch_error as createPoptorchError
+from ..errors import Error
 from .recording import is_recording
 
 __all__ = ["createPoptorchError", "isDispatchTracing", "isRunningOnIpu"]
+
+
+def createPoptorchError(msg: str) -> Error:
+    """An error as PopTorch's Python raises it."""
+    return Error(msg)
 
 
 def isRunningOnIpu() -> bool:

@@ -20,7 +20,7 @@ from ..installation import current_params
 from ..runtime import collectives
 from ..runtime.engine import Executable
 from ..runtime.settings import ExecutionSettings
-from . import session_options, wrapping
+from . import devices, session_options, wrapping
 from ._logging import logger
 from .arguments import Arguments
 from .enums import (
@@ -88,12 +88,13 @@ def compile_model(subject: Subject) -> Compiled:
         program = compile_program(_request(subject, captured))
     progress(2, 3)
     params = current_params()
-    offline = params.is_null or options.connection_type == ConnectionType.Never
-    if offline:
+    if options.connection_type == ConnectionType.Never:
         params = dataclasses.replace(params, device="null")
+    devices.check_pipeline(program, options)
+    ipus = devices.reserved_ipus(program, options)
     executable = Executable(program, _execution_settings(options), params)
     progress(3, 3)
-    return Compiled(Session(program, executable, offline), captured.outputs_structure)
+    return Compiled(Session(program, executable, ipus, options.ipu_id if options.exists("ipu_id") else None), captured.outputs_structure)
 
 
 def _no_progress(done: int, total: int) -> None:

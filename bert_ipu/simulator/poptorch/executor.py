@@ -226,7 +226,7 @@ class PoplarExecutor:
     def _install(self, compiled: compilation.Compiled, inputs: Arguments) -> None:
         self._session, self._outputs_structure = compiled.session, compiled.outputs_structure
         self._executable_inputs = inputs
-        if self._options.connection_type != ConnectionType.Never:
+        if self._options.connection_type != ConnectionType.Never and not self._session.executable.params.is_null:
             self._session.attach()
             self._on_attach()
 
@@ -272,7 +272,7 @@ class PoplarExecutor:
         if self._training:
             self.copyWeightsToHostIfNeeded()
             self._fetch_optimizer_state()
-        self._compiled().release()
+        self._compiled().detach()
         self._session = None
         if self._training:
             if not wrapping.isWrapped(self._user_model):

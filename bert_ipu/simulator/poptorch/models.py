@@ -9,14 +9,12 @@ from typing import Any
 import torch
 
 from . import export, wrapping
+from .devices import MAX_IPUS
 from .executor import PoplarExecutor
 from .options import Options
 
 VERSION = "3.4.0"
 """The release of PopTorch whose interface this is."""
-
-_IPUS = 64
-"""IPUs of a Pod64, the largest system that poprun partitions as one."""
 
 
 def trainingModel(
@@ -69,7 +67,7 @@ def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -
 
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
     """Whether so many IPUs can be had: the simulator stands for a Pod64."""
-    return num_ipus <= _IPUS
+    return num_ipus <= MAX_IPUS
 
 
 def ipuHardwareVersion() -> int:

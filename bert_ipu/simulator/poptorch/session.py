@@ -12,48 +12,46 @@ from ..compiler import optimizer_scalars
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph.ir import Program, Role
 from ..runtime.engine import Executable
+from . import devices
 from ._logging import TRACE, compiler_logger, logger
 
 
 class Session:
     """Holds an executable; knows which of its variables are weights, optimizer states and optimizer scalars."""
 
-    _devices = 0
-
-    def __init__(self, program: Program, executable: Executable, offline: bool) -> None:
+    def __init__(self, program: Program, executable: Executable, ipus: int, ipu_id: int | None) -> None:
         self.program = program
         self.executable = executable
-        self.offline = offline
-        self._attached = False
+        self._ipus = ipus
+        self._ipu_id = ipu_id
+        self._device: int | None = None
         self._run_began = self._run_ended = 0.0
 
     # -- device --------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Take a device."""
-        number, Session._devices = Session._devices, Session._devices + 1
-        compiler_logger.debug("Acquired %d IPU(s): running on device Id %d.", self._ipus(), number)
-        compiler_logger.log(TRACE, "Attached to device %d", number)
-        self._attached = True
-
-    def _ipus(self) -> int:
-        return 1 + max((node.meta.get("ipu", 0) for node in self.program.operators()), default=0)
+        self._device = devices.pool.acquire(self._ipus, self._ipu_id)
 
     def detach(self) -> None:
-        """Give the device back; variables are lost."""
-        compiler_logger.debug("Detached from device")
-        self._attached = False
+        """Give the device back, if there is one."""
+        if self._device is not None:
+            devices.pool.release(self._device)
+        self._device = None
+
+    def __del__(self) -> None:
+        self.detach()
 
     @property
     def attached(self) -> bool:
         """Whether the session has a device."""
-        return self._attached
+        return self._device is not None
 
     # -- weights -------------------------------------------------------------------------------
 
     def write_weights(self, named: Mapping[str, torch.Tensor]) -> None:
         """Copy weights and buffers to the device."""
-        if not self._attached:
+        if not self.attached:
             compiler_logger.log(TRACE, "Skipping writing weights from host to IPU memory.")
             return
         compiler_logger.info("Writing weights from host to IPU memory.")
@@ -61,7 +59,7 @@ class Session:
 
     def write_buffers(self, named: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
         """Copy some buffers to the device."""
-        if not self._attached:
+        if not self.attached:
             compiler_logger.log(TRACE, "Skipping writing buffers from host to IPU memory.")
             return
         compiler_logger.info("Writing named buffers from host to IPU memory.")
@@ -75,7 +73,7 @@ class Session:
     @torch.no_grad()
     def read_weights(self, named: Mapping[str, torch.Tensor]) -> None:
         """Copy weights and buffers to the host's tensors."""
-        if not self._attached:
+        if not self.attached:
             compiler_logger.log(TRACE, "Skipping writing weights from IPU to host.")
             return
         compiler_logger.info("Writing weights from IPU to host.")
@@ -97,7 +95,7 @@ class Session:
     def read_optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
         """`ipu_state` and `ipu_param`, by PopART's names."""
         compiler_logger.info("Writing optimiser state tensors from IPU to host.")
-        read = self.executable.read_variable if self._attached else self._initial
+        read = self.executable.read_variable if self.attached else self._initial
         return {
             "ipu_state": {name: read(name) for name in self._names(Role.STATE)},
             "ipu_param": {name: read(name) for name in self._names(Role.SCALAR)},
@@ -109,7 +107,7 @@ class Session:
 
     def write_optimizer_state(self, state: Mapping[str, Any]) -> None:
         """Copy a state dict's `ipu_state` and `ipu_param` to the device; what it lacks stays as it is."""
-        if not self._attached:
+        if not self.attached:
             raise poptorch_error("Must be attached to a device to write the optimizer state.")
         groups = (("ipu_state", Role.STATE, "state"), ("ipu_param", Role.SCALAR, "parameter"))
         for key, role, kind in groups:
@@ -188,7 +186,3 @@ class Session:
     def cycle_count(self) -> int:
         """Cycles of the last run, which need the hardware model."""
         raise SimulatorUnsupported("PoplarExecutor.cycleCount", "cycles are not estimated yet.")
-
-    def release(self) -> None:
-        """Give the device back, if there is one."""
-        self._attached = False

@@ -1,0 +1,112 @@
+"""The simulated IPUs: how many a program takes, whether they can be had, and whether its pipeline fills."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ..errors import Error
+from ..graph.ir import Program
+from ._logging import TRACE, compiler_logger
+from .options import Options, PipelinedExecution, ShardedExecution
+
+MAX_IPUS = 64
+"""IPUs one process can have: a Pod64."""
+
+
+def _error(message: str) -> Error:
+    return Error(message, "poptorch_cpp_error")
+
+
+def forward_ipus(program: Program) -> list[int]:
+    """The IPUs the forward visits, in order: consecutive operators on one IPU count once."""
+    visited: list[int] = []
+    for node in program.operators():
+        ipu = node.meta.get("ipu")
+        if node.meta.get("pass") == "forward" and ipu is not None and visited[-1:] != [ipu]:
+            visited.append(ipu)
+    return visited or [0]
+
+
+def check_pipeline(program: Program, options: Options) -> None:
+    """Raise Error where a pipeline has more stages than micro-batches to fill it."""
+    strategy = options._execution_strategy
+    if not isinstance(strategy, PipelinedExecution) or isinstance(strategy, ShardedExecution):
+        return
+    forward = len(forward_ipus(program))
+    if not program.training:
+        if options.device_iterations < forward:
+            raise _error(
+                "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
+                f"({forward}) when using PopTorch.PipelinedExecution. It is {options.device_iterations}."
+            )
+        return
+    stages = 2 * forward - 1
+    accumulation = options.Training.gradient_accumulation
+    if accumulation < stages:
+        raise _error(
+            "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the number of "
+            f"pipeline stages ({stages}) when using poptorch.PipelinedExecution. Please note that a model with "
+            f"{forward} pipeline stages in PopTorch will have an additional {forward - 1} stages when training. "
+            f"It is {accumulation}."
+        )
+
+
+def reserved_ipus(program: Program, options: Options) -> int:
+    """IPUs to reserve for all replicas: a power of 2. Raises Error for too many, or where rounding is off."""
+    needed = (max(forward_ipus(program)) + 1) * options.replication_factor
+    if needed > MAX_IPUS:
+        raise _error(
+            f"The model specifies the use of {needed} IPUs; a process can have at most {MAX_IPUS}. Use fewer stages "
+            "or replicas, or several instances with poprun."
+        )
+    reserved: int = 1 << (needed - 1).bit_length()
+    if reserved != needed:
+        why = ", because PopTorch must reserve a power of 2 or maximum of 64 IPUs per process"
+        if not options.auto_round_num_ipus:
+            raise _error(
+                f"The model specifies the use of {needed} IPUs, however PopTorch must reserve a minimum of {reserved} "
+                f"in order to allow the model to run{why}. Please reconfigure your model to use a different number of "
+                "IPUs or set poptorch.Options().autoRoundNumIPUs(True)."
+            )
+        compiler_logger.warning(
+            "Reserving %d IPUs when the model specifies the use of only %d%s. %d will be reserved but not used.",
+            reserved,
+            needed,
+            why,
+            reserved - needed,
+        )
+    return reserved
+
+
+@dataclass
+class DevicePool:
+    """The devices of this process, and which of those asked for by their id are taken."""
+
+    taken: set[int] = field(default_factory=set)
+    _acquired: int = 0
+
+    def acquire(self, ipus: int, ipu_id: int | None) -> int:
+        """Take a device of so many IPUs, or a certain one; its id. Raises Error where that one is taken."""
+        if ipu_id is None:
+            number, self._acquired = self._acquired, self._acquired + 1
+            compiler_logger.debug("Acquired %d IPU(s): running on device Id %d.", ipus, number)
+        else:
+            if ipu_id in self.taken:
+                raise _error(
+                    f"Failed to acquire device Id {ipu_id}: another model of this process is attached to it. Call "
+                    "its detachFromDevice() or destroy(), or leave the choice of the device to PopTorch."
+                )
+            self.taken.add(ipu_id)
+            number = ipu_id
+            compiler_logger.debug("Acquired IPU device with id %d, running on device.", number)
+        compiler_logger.log(TRACE, "Attached to device %d", number)
+        return number
+
+    def release(self, number: int) -> None:
+        """Give a device back."""
+        compiler_logger.debug("Detached from device %d", number)
+        self.taken.discard(number)
+
+
+pool = DevicePool()
+"""Devices are exclusive across all models of a process."""
