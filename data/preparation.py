@@ -30,8 +30,8 @@ from bert_ipu.records import Layout, Rows, Shard, atomic_file, write_shard
 from bert_ipu.tokenizer import read_vocab
 
 _PARTS_VERSION = 1
-GROUP_TOKENS = 16 << 20
-"""Tokens of the sequences that are packed together and become one shard: some 32 MB."""
+GROUP_TOKENS = 8 << 20
+"""Tokens of the sequences that are packed together and become one shard: some 16 MB."""
 _ROWS_AT_A_TIME = 4096
 
 
