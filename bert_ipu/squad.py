@@ -53,9 +53,15 @@ def finetune(config: SquadConfig, backend: Backend, resume: bool = False, compil
         train(Task(config, model, GeneratedWindows(config), 1, world), compile_only=True)
         return
     data = config.data
+    if not (data.train_file or data.eval_file or data.question):
+        raise ConfigError(
+            "There is nothing to do. Set data.train_file to train, data.eval_file to predict and score, or "
+            "data.question and data.context_file to have a question answered."
+        )
     vocab_file = _vocab_file(config)
     tokenizer = load_tokenizer(vocab_file, config.model.vocab_size)
     held_out = _windows(data.eval_file, tokenizer, data, world) if data.eval_file else None
+    asked = _question_windows(tokenizer, data) if data.question else None
     evaluation = Evaluation(config, model, world)
     if data.train_file:
         dataset = _windows(data.train_file, tokenizer, data, world)
@@ -67,9 +73,9 @@ def finetune(config: SquadConfig, backend: Backend, resume: bool = False, compil
         _load_weights(config, model, world)
         if held_out is not None:
             _say(world, json.dumps(evaluation.score(held_out), indent=1))
-    if data.question:
+    if asked is not None:
         _say(world, f"\n{data.question}")
-        for answer in answer_question(config, evaluation, tokenizer).n_best[:3]:
+        for answer in evaluation.predict(asked)[0].n_best[:3]:
             _say(world, f"  {answer.probability:6.1%}  {answer.text}")
 
 
@@ -160,12 +166,8 @@ def scores_of(
     return {**score_v2(references, final), "best_f1": best.score, "best_f1_threshold": best.threshold}
 
 
-def answer_question(config: SquadConfig, evaluation: Evaluation, tokenizer: Tokenizer) -> Prediction:
-    """The best answers to data.question from the text of data.context_file.
-
-    Raises DataError where that file cannot be read.
-    """
-    data = config.data
+def _question_windows(tokenizer: Tokenizer, data: SquadDataConfig) -> SquadWindows:
+    """The windows of data.question over data.context_file; raises DataError where that cannot be read."""
     try:
         context = Path(data.context_file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -174,8 +176,7 @@ def answer_question(config: SquadConfig, evaluation: Evaluation, tokenizer: Toke
             "file that holds the answer to data.question."
         ) from error
     example = SquadExample("question", data.question, context, ())
-    windows = make_windows([example], tokenizer, data.sequence_length, data.doc_stride, data.max_query_length)
-    return evaluation.predict(windows)[0]
+    return make_windows([example], tokenizer, data.sequence_length, data.doc_stride, data.max_query_length)
 
 
 def _load_weights(config: SquadConfig, model: PipelinedModel, world: World) -> None:
