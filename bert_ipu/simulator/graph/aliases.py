@@ -16,6 +16,8 @@ from typing import Any, Optional, Protocol, Union
 import torch
 from torch import fx
 
+from bert_ipu.simulator.errors import poptorch_error
+
 aten = torch.ops.aten
 
 NodeTarget = Union[Callable[..., Any], torch._ops.OpOverload]
@@ -130,6 +132,8 @@ def _insert_selected(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.N
 
 
 def _insert_sliced(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    if len(step.args) > 3 and step.args[3] != 1:
+        raise poptorch_error("In-place modification of slices with step size other than 1 is not supported.")
     return emit(aten.slice_scatter.default, parent, value, *step.args, **step.kwargs)
 
 

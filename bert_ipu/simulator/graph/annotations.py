@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Optional
 
@@ -69,7 +69,7 @@ class Annotations:
     def meta(self) -> dict[str, Any]:
         """The node metadata these annotations amount to."""
         found = {"ipu": self.placement.ipu, "stage": self.placement.stage, "phase": self.placement.phase}
-        meta = {key: value for key, value in found.items() if value is not None}
+        meta: dict[str, Any] = {key: value for key, value in found.items() if value is not None}
         if self.placement.block is not None:
             meta["block"] = self.placement.block
         if self.attributes:
@@ -79,6 +79,3 @@ class Annotations:
         if self.multi_conv is not None:
             meta["multi_conv"] = self.multi_conv
         return meta
-
-    def snapshot(self) -> Annotations:
-        return replace(self)

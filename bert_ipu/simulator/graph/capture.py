@@ -72,19 +72,19 @@ class CapturedTensor(torch.Tensor):
     def is_ipu(self) -> bool:  # type: ignore[override]
         return True
 
-    def __repr__(self, *, tensor_contents: object = None) -> str:
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"tensor(device={IPU}, shape={list(self.shape)}, dtype={self.dtype})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Optional[dict[str, Any]] = None
     ) -> Any:
         raise poptorch_error(
-            f"{func} was called on a tensor of a model's forward after the model was compiled. Tensors of the "
-            "IPU exist only while the model is compiled: return them from forward, or keep them in a buffer."
+            f"{func} was called on a tensor of a model's forward after the model was compiled. Such tensors exist "
+            "only while the model is compiled: return them from forward, or keep them in a buffer."
         )
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class GraphBeingBuilt:
@@ -108,11 +108,11 @@ class GraphBeingBuilt:
         return self.imports[outer]
 
 
-class _CaptureMode(TorchDispatchMode):
+class _CaptureMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator the user's code calls to the capture."""
 
     def __init__(self, capture: Capture) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.capture = capture
 
     def __torch_dispatch__(
@@ -205,7 +205,7 @@ class Capture:
         """
         self._origin = locate(self._modules)
         with torch._C.DisableTorchFunction():
-            args = _map(args, self._lift)
+            args = tuple(self._lift(argument) for argument in args)
             node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
             if op.name in _DRAWING:
                 self._number(node)
@@ -213,14 +213,14 @@ class Capture:
 
     def mark(self, tensor: Any, key: str, value: Any) -> None:
         """Attach a note to the operator that made a tensor: an entry of its `attrs`."""
-        tensor = self._recognise(tensor)
+        tensor = self.recognise(tensor)
         if isinstance(tensor, CapturedTensor):
             attributes = tensor.shown.read(self).meta.setdefault("attrs", {})
             attributes[key] = value
 
     def node_of(self, tensor: Any) -> Optional[fx.Node]:
         """The node of a tensor's current value; None for what is not on the IPU."""
-        tensor = self._recognise(tensor)
+        tensor = self.recognise(tensor)
         return tensor.shown.read(self) if isinstance(tensor, CapturedTensor) else None
 
     def _results(self, node: fx.Node, host_dtypes: tuple[torch.dtype, ...]) -> Any:
@@ -246,8 +246,8 @@ class Capture:
         level = next((i for i, built in enumerate(self.graphs) if built.graph is node.graph), None)
         if level is None:
             raise poptorch_error(
-                f"A tensor made or written inside the body of a loop or branch is used outside it ({self._origin.source}). "
-                "Return it from the body."
+                "A tensor made or written inside the body of a loop or branch is used outside it "
+                f"({self._origin.source}). Return it from the body."
             )
         for built in self.graphs[level + 1 :]:
             node = built.imported(node)
@@ -261,7 +261,7 @@ class Capture:
 
     def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run or record one operator the user's code calls."""
-        args, kwargs = _map(args, self._recognise), _map(kwargs, self._recognise)
+        args, kwargs = _map(args, self.recognise), _map(kwargs, self.recognise)
         if not self._concerns_ipu(args, kwargs):
             return func(*args, **kwargs)
         self._origin = locate(self._modules)
@@ -295,9 +295,7 @@ class Capture:
 
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
-        for leaf in _leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and not isinstance(leaf, CapturedTensor):
-                raise poptorch_error(_left_on_cpu(leaf, func, self._origin))
+        args, kwargs = _map((args, kwargs), lambda leaf: self._lift(leaf, func))
         fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
         value = _map(fakes, self._device_value)
         nodes, options = _map(args, self._read), self._device_options(func, _map(kwargs, self._read), value)
@@ -390,13 +388,16 @@ class Capture:
         tensor = tensor if dtype is None else tensor.to(dtype)
         return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
 
-    def _lift(self, leaf: Any) -> Any:
-        leaf = self._recognise(leaf)
-        if isinstance(leaf, torch.Tensor) and not isinstance(leaf, CapturedTensor):
-            raise poptorch_error(_left_on_cpu(leaf, None, self._origin))
-        return leaf
+    def _lift(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
+        """An operand as a tensor of the program; a number that Python's indexing made a tensor is a constant."""
+        leaf = self.recognise(leaf)
+        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
+            return leaf
+        if leaf.dim() == 0 and func in normalise.ASSIGNMENTS:
+            return self.lift(leaf)
+        raise poptorch_error(_left_on_cpu(leaf, func, self._origin))
 
-    def _recognise(self, leaf: Any) -> Any:
+    def recognise(self, leaf: Any) -> Any:
         """A parameter or buffer as the captured tensor it is; anything else as it came."""
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
             return leaf
@@ -404,7 +405,8 @@ class Capture:
         if known is None:
             return leaf
         if known[1] is None:
-            self._known[id(leaf)] = known = (leaf, self._enter(leaf, self._declared[id(leaf)]))
+            with torch._C.DisableTorchFunction():
+                self._known[id(leaf)] = known = (leaf, self._enter(leaf, self._declared[id(leaf)]))
         return known[1]
 
     def _enter(self, tensor: torch.Tensor, variable: Variable) -> CapturedTensor:

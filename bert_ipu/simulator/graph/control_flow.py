@@ -14,7 +14,7 @@ from torch import fx
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.capture import Capture, CapturedTensor, GraphBeingBuilt
-from bert_ipu.simulator.graph.ir import Subgraph
+from bert_ipu.simulator.graph.ir import IpuOp, Subgraph
 
 Body = Callable[..., Sequence[torch.Tensor]]
 
@@ -113,7 +113,7 @@ def _subgraph(built: GraphBeingBuilt, name: str) -> Subgraph:
 
 
 def _emit(
-    capture: Capture, like: Sequence[CapturedTensor], op: ops.IpuOp, *args: object, **options: object
+    capture: Capture, like: Sequence[CapturedTensor], op: IpuOp, *args: object, **options: object
 ) -> list[CapturedTensor]:
     results = capture.emit(op, *args, host_dtypes=tuple(tensor.dtype for tensor in like), **options)
     return list(results)

@@ -82,6 +82,8 @@ class ScalarSource:
 
     formula: str
     group: int
+    weights: list[str] = field(default_factory=list)
+    """The parameters whose update reads it: PopART has one such scalar for each."""
 
 
 @dataclass
@@ -225,6 +227,18 @@ class Program:
     def node_of(self, variable: str) -> Optional[fx.Node]:
         """The placeholder of a variable, None where the program does not use it."""
         return next((n for n in self.placeholders() if n.meta.get("variable") == variable), None)
+
+    def scalar_names(self) -> dict[str, str]:
+        """PopART's names of the optimizer's scalars, one for each weight, and the variable that each is here."""
+        names = {}
+        for variable, source in self.scalars.items():
+            if source.weights:
+                names.update(
+                    {f"{source.formula}___specific___{weight}": variable for weight in source.weights}
+                )
+            else:
+                names[variable] = variable
+        return names
 
     # -- editing -------------------------------------------------------------------------------
 

@@ -59,6 +59,17 @@ LOSSES = frozenset(
 )
 """Operators whose result is a loss without `poptorch.identity_loss` being said."""
 
+ASSIGNMENTS = frozenset(
+    {
+        aten.fill.Tensor,
+        aten.masked_fill.Tensor,
+        aten.index_put.default,
+        aten.where.self,
+        aten.lift_fresh.default,
+    }
+)
+"""Operators that Python's `x[...] = number` makes, with the number as a tensor on the CPU."""
+
 RESIZING = frozenset(
     {"resize_", "resize_as_", "set_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"}
 )
@@ -118,7 +129,7 @@ def functional_form(target: OpOverload) -> Optional[OpOverload]:
             and same
             and _same_types(target, overload)
         ):
-            return overload
+            return overload  # type: ignore[no-any-return]
     return None
 
 
@@ -183,7 +194,7 @@ def _feature_alpha_dropout(x: Tensor, p: float, train: bool) -> Tensor:
 
 
 def _alpha(x: Tensor, p: float, train: bool, ones: Tensor) -> Tensor:
-    """Self-normalising dropout (Klambauer et al. 2017): dropped values take -alpha', then mean and variance are restored."""
+    """Dropout that keeps mean and variance: dropped values take -alpha' (Klambauer et al. 2017)."""
     alpha = 1.7580993408473766
     a = 1.0 / math.sqrt((alpha * alpha * p + 1) * (1 - p))
     kept = torch.dropout(ones, p, True) * (1 - p)

@@ -28,7 +28,7 @@ KINDS = frozenset(
 _ADAM_MODES = {
     "ADAM": "adam",
     "ADAMW": "adam",
-    "ADAMW_NO_BIAS": "adam_no_bias",
+    "ADAMW_NO_BIAS": "adam",  # PopTorch hands AdamW to PopART with bias correction either way.
     "LAMB": "lamb",
     "LAMB_NO_BIAS": "lamb_no_bias",
 }
@@ -174,8 +174,9 @@ class Updates:
     _accumulated: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """The accumulators of this micro-batch loop, and their values after it."""
 
-    def scalar(self, formula: str, group: int) -> Scalar:
-        """A hyper-parameter: a number where all it depends on is constant, else a SCALAR variable's node."""
+    def scalar(self, formula: str, weight: fx.Node) -> Scalar:
+        """A weight's hyper-parameter: a number where all it depends on is constant, else a SCALAR variable's node."""
+        group = self._group(weight)
         values = _Values(self.spec, group, self.reduction)
         value = FORMULAS[formula](values)
         if values.constant:
@@ -184,6 +185,7 @@ class Updates:
         if name not in self.program.scalars:
             self.program.scalars[name] = ScalarSource(formula, group)
             self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=value))
+        self.program.scalars[name].weights.append(weight.meta["variable"])
         node = self.program.node_of(name)
         assert node is not None, f"{name} was just entered"
         return node
@@ -294,7 +296,7 @@ class Updates:
         for square in squares[1:]:
             total = self.emit(aten.add.Tensor, total, square, like=square)
         norm = self.emit(aten.sqrt.default, total, like=total)
-        norm = self.scaled(norm, self.scalar("gradientScaling", 0))
+        norm = self.scaled(norm, self.scalar("gradientScaling", next(iter(gradients))))
         bound = self.emit(aten.clamp.default, norm, self.spec.max_grad_norm, like=norm)
         factor = self.emit(
             aten.mul.Tensor,
@@ -314,37 +316,37 @@ class Updates:
         rule(weight, gradient)
 
     def _sgd0(self, weight: fx.Node, gradient: fx.Node) -> None:
-        group = self._group(weight)
-        rate, decay = self.scalar("scaledLearningRate0", group), self.scalar("weightDecayScaleFactor0", group)
+        rate, decay = (
+            self.scalar("scaledLearningRate0", weight),
+            self.scalar("weightDecayScaleFactor0", weight),
+        )
         self.emit(ops.sgd0_var_update, weight, gradient, rate, decay, like=gradient)
 
     def _nesterov(self, weight: fx.Node) -> bool:
         return bool(self.spec.groups[self._group(weight)].get("nesterov", Attribute(0.0)).value)
 
     def _sgd_separate(self, weight: fx.Node, gradient: fx.Node) -> None:
-        group = self._group(weight)
         velocity = self.state("Accl1", weight, self.spec.accl1_type)
-        momentum, decay = self.scalar("scaledMomentum2", group), self.scalar("scaledWeightDecay1", group)
+        momentum, decay = self.scalar("scaledMomentum2", weight), self.scalar("scaledWeightDecay1", weight)
         moved = self.emit(ops.sgd1_accl_update, velocity, weight, momentum, decay, like=gradient)
-        factor = self.scalar("dampeningScaleFactor2", group)
+        factor = self.scalar("dampeningScaleFactor2", weight)
         moved = self.emit(ops.accumulate, moved, gradient, factor, like=gradient, kind="dampened_add")
         if self._nesterov(weight):
             moved = self._look_ahead(weight, gradient, moved, "nesterovGradScaleFactor2")
         self.emit(
-            ops.sgd1_var_update, weight, moved, self.scalar("scaledLearningRate2", group), like=gradient
+            ops.sgd1_var_update, weight, moved, self.scalar("scaledLearningRate2", weight), like=gradient
         )
 
     def _look_ahead(self, weight: fx.Node, gradient: fx.Node, velocity: fx.Node, scale: str) -> fx.Node:
-        group = self._group(weight)
         return self.emit(
             ops.sgd1_nesterov,
             gradient,
             weight,
             velocity,
-            self.scalar("gradientScaling", group),
-            self.scalar("weightDecay", group),
-            self.scalar(scale, group),
-            self.scalar("sgdMomentum", group),
+            self.scalar("gradientScaling", weight),
+            self.scalar("weightDecay", weight),
+            self.scalar(scale, weight),
+            self.scalar("sgdMomentum", weight),
             like=gradient,
         )
 
@@ -354,7 +356,7 @@ class Updates:
         decay = FORMULAS["scaledWeightDecay1"](_Values(self.spec, group, self.reduction))
         name = weight.meta["variable"]
         velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=(name, decay))
-        factor = self.scalar("dampeningScaleFactor1", group)
+        factor = self.scalar("dampeningScaleFactor1", weight)
         reduced = gradient if self.reduction.accumulation > 1 else self.reduced(gradient, weight)
         moved = self.emit(
             ops.accumulate, velocity, reduced, factor, like=gradient, outer=False, kind="dampened_add"
@@ -365,35 +367,33 @@ class Updates:
 
     def _sgd_combined(self, weight: fx.Node, accumulated: tuple[fx.Node, Optional[fx.Node]]) -> None:
         moved, gradient = accumulated
-        group = self._group(weight)
         if self.reduction.accumulation > 1 and self.reduction.replicas > 1:
             moved = self.emit(ops.assign, moved, self.reduced(moved, weight), like=moved)
         step = moved
         if gradient is not None:
             step = self._look_ahead(weight, self.reduced(gradient, weight), moved, "nesterovGradScaleFactor1")
         updated = self.emit(
-            ops.sgd1_var_update, weight, step, self.scalar("scaledLearningRate1", group), like=moved
+            ops.sgd1_var_update, weight, step, self.scalar("scaledLearningRate1", weight), like=moved
         )
-        momentum, decay = self.scalar("scaledMomentum1", group), self.scalar("scaledWeightDecay1", group)
+        momentum, decay = self.scalar("scaledMomentum1", weight), self.scalar("scaledWeightDecay1", weight)
         self.emit(ops.sgd1_accl_update, moved, updated, momentum, decay, like=moved)
 
     def _unscaled(self, weight: fx.Node, gradient: fx.Node, decayed: bool) -> fx.Node:
         """The gradient without loss scaling and reduction factors, plus L2 regularisation where asked."""
-        group = self._group(weight)
         if gradient.meta["val"].dtype == torch.float16 and self.spec.accl1_type == torch.float32:
             gradient = self.emit(aten._to_copy.default, gradient, like=gradient, dtype=torch.float32)
-        gradient = self.scaled(gradient, self.scalar("gradientScaling", group))
-        decay = self.scalar("weightDecay", group)
+        gradient = self.scaled(gradient, self.scalar("gradientScaling", weight))
+        decay = self.scalar("weightDecay", weight)
         if decayed and decay != 0.0:
             penalty = self.emit(aten.mul.Tensor, weight, decay, like=gradient)
             gradient = self.emit(aten.add.Tensor, gradient, penalty, like=gradient)
         return gradient
 
     def _adam(self, weight: fx.Node, gradient: fx.Node) -> None:
-        group, kind = self._group(weight), self.spec.kind
+        kind = self.spec.kind
         mode = _ADAM_MODES[kind]
         gradient = self._unscaled(weight, gradient, decayed=kind == "ADAM")
-        b1, b2 = self.scalar("adamBeta1", group), self.scalar("adamBeta2", group)
+        b1, b2 = self.scalar("adamBeta1", weight), self.scalar("adamBeta2", weight)
         accl1 = self.state("Accl1", weight, self.spec.accl1_type)
         accl2 = self.state("Accl2", weight, self.spec.accl2_type)
         first = self.emit(ops.accumulate, accl1, gradient, b1, like=gradient, kind="moving_average")
@@ -403,28 +403,28 @@ class Updates:
             step = self.emit(
                 ops.increment, self.state("Step", weight, torch.float32, shape=()), like=gradient
             )
-        decay: Scalar = 0.0 if kind == "ADAM" else self.scalar("weightDecay", group)
+        decay: Scalar = 0.0 if kind == "ADAM" else self.scalar("weightDecay", weight)
         decayed = weight if decay != 0.0 else None
-        eps = self.scalar("adamEps", group)
+        eps = self.scalar("adamEps", weight)
         updater = self.emit(
             ops.adam_updater, decayed, first, second, step, decay, b1, b2, eps, like=gradient, mode=mode
         )
         trust = self._trust(weight, updater) if mode.startswith("lamb") else ()
         self.emit(
-            ops.adam_var_update, weight, updater, self.scalar("learningRate", group), *trust, like=gradient
+            ops.adam_var_update, weight, updater, self.scalar("learningRate", weight), *trust, like=gradient
         )
 
     def _trust(self, weight: fx.Node, updater: fx.Node) -> tuple[Any, ...]:
-        bound = self.scalar("maxWeightNorm", self._group(weight))
+        bound = self.scalar("maxWeightNorm", weight)
         if bound == 0.0:
             return ()
         norms = [self.emit(ops.lamb_square, x, like=updater) for x in (weight, updater)]
         return (*norms, bound)
 
     def _rmsprop(self, weight: fx.Node, gradient: fx.Node) -> None:
-        group, tf = self._group(weight), self.spec.tf_variant
+        tf = self.spec.tf_variant
         gradient = self._unscaled(weight, gradient, decayed=True)
-        alpha = self.scalar("adaptiveAlpha", group)
+        alpha = self.scalar("adaptiveAlpha", weight)
         square = self.state("Accl1", weight, self.spec.accl1_type, fill=1.0 if tf else 0.0)
         square = self.emit(
             ops.accumulate, square, gradient, alpha, like=gradient, kind="moving_average_square"
@@ -433,15 +433,15 @@ class Updates:
         if self.spec.kind == "RMSPROP_CENTERED":
             mean = self.state("Accl2", weight, self.spec.accl2_type)
             mean = self.emit(ops.accumulate, mean, gradient, alpha, like=gradient, kind="moving_average")
-        rate = self.scalar("learningRate", group)
+        rate = self.scalar("learningRate", weight)
         updater = self.emit(
-            ops.rmsprop_updater, gradient, square, mean, self.scalar("adamEps", group), like=gradient, tf=tf
+            ops.rmsprop_updater, gradient, square, mean, self.scalar("adamEps", weight), like=gradient, tf=tf
         )
         momentum = self._has_momentum(weight)
         if momentum:
             updater = self.scaled(updater, rate) if tf else updater
             velocity = self.state("Accl3", weight, torch.float32)
-            factor = self.scalar("adaptiveMomentum", group)
+            factor = self.scalar("adaptiveMomentum", weight)
             updater = self.emit(ops.accumulate, velocity, updater, factor, like=gradient, kind="decay_add")
         self.emit(
             ops.scaled_var_update, weight, updater, rate, 0.0, like=gradient, lr_in_updater=tf and momentum

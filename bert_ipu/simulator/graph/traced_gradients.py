@@ -58,7 +58,7 @@ def _trace(
             made = node.target(*args, **kwargs)  # type: ignore[operator]
             return (made,) if isinstance(made, torch.Tensor) else tuple(made[i] for i in used)
 
-        _, pull_back = torch.func.vjp(results, *(inputs[operand] for operand in wanted))
+        pull_back = torch.func.vjp(results, *(inputs[operand] for operand in wanted))[1]
         return pull_back(tuple(values[len(operands) :]))  # type: ignore[no-any-return]
 
     with b.program.fake_mode:
@@ -91,8 +91,10 @@ def _graft(
 
 
 def _copy(b: Backward, node: fx.Node, inner: fx.Node, placed: dict[fx.Node, Any]) -> fx.Node:
-    args, kwargs = fx.map_arg((inner.args, inner.kwargs), lambda n: placed[n])
-    kwargs = {key: value for key, value in kwargs.items() if key not in ("device", "pin_memory", "layout")}
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    args, options = fx.map_arg((inner.args, inner.kwargs), lambda n: placed[n])  # type: ignore[misc, assignment]
+    kwargs = {key: value for key, value in options.items() if key not in ("device", "pin_memory", "layout")}
     if inner.target in (aten.detach.default, aten.alias.default, aten.lift_fresh.default):
         return args[0]  # type: ignore[no-any-return]
     if inner.target in _RESHAPES:
