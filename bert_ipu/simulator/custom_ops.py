@@ -213,7 +213,7 @@ class CompiledOp:
         for i, tensor in enumerate(outputs):
             self._output_pointers[i] = tensor.data_ptr()
         if self._call(engine.address, self._input_pointers, self._output_pointers, int(in_place), seed):
-            raise CustomOpError(abi.last_error())
+            raise CustomOpError(f"running {self.title}: {abi.last_error()}")
         return outputs
 
     def _admit(self, index: int, tensor: torch.Tensor, in_place: bool) -> torch.Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bert_ipu.simulator.native.build import BuildError, build_runtime
+from bert_ipu.simulator.native.build import INCLUDE, BuildError, build_runtime, cache_root, compiler
 
 API_VERSION = 1
 
@@ -49,6 +49,9 @@ def runtime() -> ctypes.CDLL:
         function.restype, function.argtypes = result, arguments
     if library.popemu_api_version() != API_VERSION:
         raise CustomOpError(f"{path} has C interface {library.popemu_api_version()}, Python expects {API_VERSION}")
+    codelets = cache_root() / "codelets"
+    codelets.mkdir(parents=True, exist_ok=True)
+    library.popemu_configure(compiler().encode(), str(INCLUDE).encode(), str(codelets).encode())
     return library
 
 
@@ -58,6 +61,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "popemu_api_version": (_int, []),
     "popemu_last_error": (_text, []),
     "popemu_free": (None, [_ptr]),
+    "popemu_configure": (_int, [_text, _text, _text]),
     "popemu_load": (_int, [_text]),
     "popemu_registered_ops": (_ptr, []),
     "popemu_registered_patterns": (_ptr, []),
@@ -73,6 +77,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         _long,
         [_ptr, _text, _text, _int, _text, _ptr, _int, _ints, _texts, _int, _ints, _texts, _int],
     ),
+    "popemu_ir_set_accumulation": (_int, [_ptr, _long]),
     "popemu_ir_set_anchors": (_int, [_ptr, _texts, _int]),
     "popemu_ir_constrain": (_int, [_ptr, _long, _long, _int]),
     "popemu_ir_describe": (_ptr, [_ptr]),

@@ -60,7 +60,7 @@ def build_runtime(flags: Sequence[str] = (), jobs: int | None = None) -> Path:
         return library
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
-        objects = list(pool.map(lambda source: _compile_object(source, folder, flags), sources))
+        objects = list(pool.map(lambda source: _compile_object(source, flags), sources))
     link = [compiler(), "-shared", *flags, *map(str, objects), "-ldl", "-Wl,--no-undefined", f"-Wl,-soname,{RUNTIME_NAME}"]
     for name in SDK_LIBRARIES:
         _write_atomically(folder / f"lib{name}.so", f"INPUT({RUNTIME_NAME})\n")
@@ -100,8 +100,13 @@ def _headers() -> list[Path]:
     return sorted(p for folder in (INCLUDE, CSRC / "src") for p in folder.rglob("*.h*"))
 
 
-def _compile_object(source: Path, folder: Path, flags: Sequence[str]) -> Path:
-    target = folder / f"{source.stem}.o"
+def _compile_object(source: Path, flags: Sequence[str]) -> Path:
+    """Compile one source, unless this very source was compiled with these headers before."""
+    key = _digest([source, *_headers()], [*RUNTIME_FLAGS, *flags])
+    target = cache_root() / "objects" / f"{source.stem}.{key}.o"
+    if target.exists():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
     command = [compiler(), *RUNTIME_FLAGS, *flags, f"-I{INCLUDE}", f"-I{CSRC / 'src'}", "-c", str(source)]
     _run_into(command, target)
     return target

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <popart/op/elementwise.hpp>
+
+namespace popart {
+
+class SubtractOp : public ElementWiseBinaryOp {
+public:
+  using ElementWiseBinaryOp::ElementWiseBinaryOp;
+  std::unique_ptr<Op> clone() const override;
+};
+
+} // namespace popart

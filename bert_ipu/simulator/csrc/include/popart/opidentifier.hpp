@@ -1,0 +1,3 @@
+#pragma once
+
+#include <popart/operators.hpp>

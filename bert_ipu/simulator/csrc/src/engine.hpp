@@ -1,0 +1,66 @@
+// Runs one recorded program on memory given from outside.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "core.hpp"
+
+namespace popemu {
+
+struct StepCost {
+  std::string name;
+  Cost cost;
+};
+
+class Engine {
+public:
+  // Inputs must be whole variables. `updates` maps an input that the op
+  // changes in place to the output that shows the change. `seeds` are inputs
+  // filled with the seed of the run.
+  Engine(poplar::Graph graph, const poplar::program::Sequence &program,
+         const std::vector<poplar::Tensor> &inputs,
+         const std::vector<poplar::Tensor> &outputs,
+         std::map<int, int> updates, const std::vector<poplar::Tensor> &seeds);
+
+  // Inputs are read only, except with `inPlace` those in `updates`.
+  void run(void *const *inputs, void *const *outputs, bool inPlace,
+           std::uint64_t seed);
+
+  const std::vector<StepCost> &costs() const { return costs_; }
+
+private:
+  struct Storage {
+    Variable *variable;
+    std::vector<char> bytes; // with guard bytes on both sides
+    char *data();
+    bool guardsIntact() const;
+  };
+  struct Output {
+    Operand value;
+    Variable *direct; // written to the caller's memory, or null
+  };
+
+  void collect();
+  void own(Variable *variable);
+  Storage *storageOf(Variable *variable);
+
+  poplar::Graph graph_;
+  std::shared_ptr<Step> program_;
+  std::vector<Variable *> inputs_;
+  std::vector<bool> inputWritten_;
+  std::vector<Output> outputs_;
+  std::map<int, int> updates_;
+  std::vector<Variable *> seeds_;
+  std::vector<std::unique_ptr<Storage>> storage_;
+  std::map<Variable *, Storage *> storageByVariable_;
+  std::vector<Variable *> used_;
+  std::vector<Variable *> written_;
+  std::vector<StepCost> costs_;
+  std::mutex mutex_;
+};
+
+} // namespace popemu
