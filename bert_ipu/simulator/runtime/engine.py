@@ -7,7 +7,7 @@ dimension 0, as PopART's streams deliver them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,7 +26,7 @@ from bert_ipu.simulator.runtime.outputs import Collector, make_collector
 from bert_ipu.simulator.runtime.plan import Slot, make_plan
 from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
 from bert_ipu.simulator.runtime.replication import Replication, analyse_replication
-from bert_ipu.simulator.runtime.settings import ExecutionSettings
+from bert_ipu.simulator.runtime.settings import AllReduce, ExecutionSettings
 from bert_ipu.simulator.runtime.update import Update, lower_update
 from bert_ipu.simulator.runtime.variables import VariableStore
 
@@ -36,7 +36,7 @@ class Run:
     """What generated code is given besides values."""
 
     draws: Draws
-    all_reduce: Callable[[Tensor], None] | None
+    all_reduce: AllReduce | None
     parts: list[Run] = field(default_factory=list)
     """The same for each micro-batch of a chunk alone."""
 

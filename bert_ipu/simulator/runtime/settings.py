@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -11,8 +11,8 @@ from torch import Tensor
 OutputMode = Literal["all", "final", "sum", "every_n"]
 Reduction = Literal["sum", "mean"]
 
-AllReduce = Callable[[Tensor], None]
-"""Sums a tensor over the instances, in place."""
+AllReduce = Callable[[Sequence[Tensor]], None]
+"""Sums contiguous tensors over the instances, in place."""
 
 
 @dataclass(frozen=True)

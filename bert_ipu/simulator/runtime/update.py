@@ -5,7 +5,7 @@ A value is one name where all replicas have the same, else one name per replica;
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ from bert_ipu.simulator.runtime.micro import is_outer, outer_nodes, variable_nod
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.replication import Replication
+from bert_ipu.simulator.runtime.settings import AllReduce
 
 REDUCE = Name(f"{RUN.text}.all_reduce")
 
@@ -53,7 +54,8 @@ class _Lowering:
             self._fused(node, self.chains[node])
             return
         if node.target is ops.replica_reduce:
-            self.env[node] = self.reduce(node)
+            if node not in self.env:
+                self.env[node] = self.reduce(node)
             return
         width = max((len(self.env[read]) for read in node.all_input_nodes), default=1)
         results = []
@@ -85,6 +87,28 @@ class _Lowering:
         values = self.env[node]
         return values[replica] if len(values) > 1 else values[0]
 
+    def reduce_ready(self, nodes: Sequence[fx.Node]) -> None:
+        """Reduce all values that are known before the update starts, with one exchange between instances."""
+        ready = [
+            node
+            for node in nodes
+            if node.target is ops.replica_reduce
+            and node.kwargs.get("groups") is None
+            and node.args[0] in self.env
+        ]
+        everyone, local, emit = self.replication.total, self.replication.local, self.emitter.code.emit
+        if everyone == local or not ready:
+            return
+        sums = []
+        for node in ready:
+            source: Any = node.args[0]
+            values = self.env[source]
+            repeated = values if source in self.replication.pooled else values * (local // len(values))
+            sums.append(emit(combine, None, False, len(repeated), *repeated))
+        means = tuple(node.kwargs["reduction"] == "mean" for node in ready)
+        reduced = self.emitter.code.emit_tuple(len(ready), combine_together, REDUCE, means, everyone, *sums)
+        self.env |= {node: [name] for node, name in zip(ready, reduced)}
+
     def reduce(self, node: fx.Node) -> Replicated:
         source: Any = node.args[0]
         values = self.env[source]
@@ -98,7 +122,9 @@ class _Lowering:
             ]
         everyone = self.replication.total
         pooled = source in self.replication.pooled
-        if len(values) == 1 and (everyone == 1 or (pooled and not mean and self.replication.local == everyone)):
+        if len(values) == 1 and (
+            everyone == 1 or (pooled and not mean and self.replication.local == everyone)
+        ):
             self.raw[node] = self.raw.get(source, values)
             return list(values)
         if pooled:
@@ -108,7 +134,7 @@ class _Lowering:
         return [emit(combine, REDUCE, mean, everyone, *values)]
 
 
-def combine(all_reduce: Callable[[Tensor], None] | None, mean: bool, count: int, *values: Tensor) -> Tensor:
+def combine(all_reduce: AllReduce | None, mean: bool, count: int, *values: Tensor) -> Tensor:
     """The sum (or mean) of `count` replicas' values, `values` being this instance's."""
     total = values[0]
     if len(values) > 1:
@@ -117,8 +143,17 @@ def combine(all_reduce: Callable[[Tensor], None] | None, mean: bool, count: int,
             total += value
     if all_reduce is not None:
         total = total.contiguous() if len(values) > 1 else total.clone(memory_format=torch.contiguous_format)
-        all_reduce(total)
+        all_reduce([total])
     return total / count if mean and count > 1 else total
+
+
+def combine_together(
+    all_reduce: AllReduce, means: Sequence[bool], count: int, *sums: Tensor
+) -> tuple[Tensor, ...]:
+    """Each sum (or mean) of `count` replicas' values, `sums` being those over this instance's."""
+    totals = [value.clone(memory_format=torch.contiguous_format) for value in sums]
+    all_reduce(totals)
+    return tuple(total / count if mean else total for total, mean in zip(totals, means))
 
 
 def lower_update(
@@ -149,9 +184,10 @@ def lower_update(
     for node in program.operators():
         if not is_outer(node) and mutated(node):
             lowering.env[node] = lowering.env[_placeholder(node)]
-    for node in outer_nodes(program):
-        if node not in absorbed:
-            lowering.run(node)
+    remaining = [node for node in outer_nodes(program) if node not in absorbed]
+    lowering.reduce_ready(remaining)
+    for node in remaining:
+        lowering.run(node)
     results = [lowering.env[node] for node in program.results() if is_outer(node)]
     flat = [name for values in results for name in values * (replication.local // len(values))]
     function, source = generate("update", parameters, remove_unused(code.instructions, flat), flat)
