@@ -40,7 +40,7 @@ def pack_histogram(
         return unlimited
     packed = _best_fit(histogram, row_length, max_sequences)
     if max_sequences < 3 or row_count(packed) == row_count(unlimited):
-        return packed
+        return packed  # the limit costs nothing
     return min(packed, _pair_fit(histogram, row_length), key=row_count)
 
 
@@ -92,7 +92,8 @@ def _pair_fit(histogram: np.ndarray, row_length: int) -> list[Strategy]:
             for second in range(min(longest, filled - 1), (filled - 1) // 2, -1):
                 if not left[longest]:
                     break
-                take(longest, second, filled - second)
+                if left[second] and left[filled - second]:
+                    take(longest, second, filled - second)
         for second in range(min(longest, gap), 0, -1):
             take(longest, second)
         take(longest)

@@ -17,7 +17,7 @@ from bert_ipu.tokenizer import load_tokenizer
 # Control characters that Python takes for white space and BERT's tokenizer removes.
 _NO_SPACE = re.compile("[\x1c-\x1f\x85]")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
-_MAX_CACHED_WORDS = 400_000
+_MAX_CACHED_WORDS = 250_000
 
 
 class SentenceSplitter:
