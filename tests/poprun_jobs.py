@@ -14,7 +14,10 @@ MARKER = "BERT_IPU_TEST_JOB"
 
 
 class Job:
-    """One poprun, run to its end; `arguments` go to this Python."""
+    """One poprun, run to its end unless `timeout_s` is 0; `arguments` go to this Python.
+
+    `prefix` is a command that runs the one that follows, on another host for example.
+    """
 
     def __init__(
         self,
@@ -23,6 +26,7 @@ class Job:
         options: Sequence[str] = (),
         replicas: int | None = None,
         environment: dict[str, str] | None = None,
+        prefix: Sequence[str] = (),
         timeout_s: float = 120.0,
     ) -> None:
         self.marker = f"{MARKER}={os.getpid()}-{time.monotonic_ns()}"
@@ -32,6 +36,7 @@ class Job:
         self.started_at = time.monotonic()
         self.process = subprocess.Popen(
             [
+                *prefix,
                 sys.executable,
                 *("-m", "bert_ipu.simulator.poprun"),
                 *("--num-instances", str(instances), "--num-replicas", str(replicas or instances)),

@@ -109,9 +109,17 @@ def make_plan(options: argparse.Namespace) -> Plan:
     )
 
 
-def remote_hosts(plan: Plan) -> list[str]:
-    """Hosts of the plan that are not this machine."""
-    return [h for h in plan.hosts if h not in LOCAL_HOSTS | {socket.gethostname(), socket.getfqdn()}]
+def is_local(host: str) -> bool:
+    """True where the host is this machine: one of its names, or an address that it has."""
+    if host in LOCAL_HOSTS | {socket.gethostname(), socket.getfqdn()}:
+        return True
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host.rpartition("@")[2], 0, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def remote_shell(mpi_arguments: Sequence[str]) -> list[str]:
@@ -211,7 +219,7 @@ class Job:
     def __init__(self, plan: Plan, options: argparse.Namespace, program: Sequence[str]) -> None:
         self.plan, self.options = plan, options
         self.mark = secrets.token_hex(8)
-        remote = remote_hosts(plan)
+        remote = [host for host in plan.hosts if not is_local(host)]
         check_hosts(remote, remote_shell(options.mpi_global_args))
         token = secrets.token_hex(16)
         self.control = Control(start_orders(plan, options), token, local_only=not remote)
