@@ -23,7 +23,7 @@ from bert_ipu.simulator.graph import normalise
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
 from bert_ipu.simulator.graph.dtypes import device_dtype
-from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable, infer
+from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
 from bert_ipu.simulator.graph.sources import Origin, locate
 
 aten = torch.ops.aten
@@ -186,7 +186,7 @@ class Capture:
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
         """Record one operator on nodes, its value inferred: an `aliases.Emitter`."""
         node = self._node(target, args, kwargs)
-        node.meta["val"] = infer(node, self.program.fake_mode)
+        node.meta["val"] = self.program.infer(node)
         return node
 
     def constant(self, tensor: torch.Tensor) -> fx.Node:

@@ -198,6 +198,11 @@ class Program:
     reduction: Reduction = field(default_factory=Reduction)
     scalars: dict[str, ScalarSource] = field(default_factory=dict)
     """What each SCALAR variable is computed from."""
+    _variable_nodes: dict[str, fx.Node] = field(default_factory=dict, repr=False)
+    _last_placeholder: Optional[fx.Node] = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        self._inference = Inference(self.fake_mode)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -226,7 +231,7 @@ class Program:
 
     def node_of(self, variable: str) -> Optional[fx.Node]:
         """The placeholder of a variable, None where the program does not use it."""
-        return next((n for n in self.placeholders() if n.meta.get("variable") == variable), None)
+        return self._variable_nodes.get(variable)
 
     def scalar_names(self) -> dict[str, str]:
         """PopART's names of the optimizer's scalars, one for each weight, and the variable that each is here."""
@@ -247,26 +252,25 @@ class Program:
         if variable.name in self.variables:
             raise ValueError(f"variable {variable.name} is already in the program")
         self.variables[variable.name] = variable
-        with self.fake_mode:
-            value = torch.empty(variable.shape, dtype=variable.dtype, device="cpu")
-        return self._placeholder(variable.name, {"val": value, "variable": variable.name})
+        node = self._placeholder(variable.name, variable.shape, variable.dtype)
+        node.meta["variable"] = variable.name
+        self._variable_nodes[variable.name] = node
+        return node
 
     def add_input(self, spec: InputSpec) -> fx.Node:
         """Enter one user input with its placeholder."""
-        with self.fake_mode:
-            value = torch.empty(spec.shape, dtype=spec.dtype, device="cpu")
         self.inputs.append(spec)
-        return self._placeholder(spec.name, {"val": value, "input": len(self.inputs) - 1})
-
-    def _placeholder(self, name: str, meta: dict[str, Any]) -> fx.Node:
-        with self.before(self.first_operator()):
-            node = self.graph.placeholder(name)
-        node.meta.update(meta)
+        node = self._placeholder(spec.name, spec.shape, spec.dtype)
+        node.meta["input"] = len(self.inputs) - 1
         return node
 
-    def first_operator(self) -> Optional[fx.Node]:
-        """The first node that is not a placeholder: where a new placeholder goes before."""
-        return next((n for n in self.graph.nodes if n.op != "placeholder"), None)
+    def _placeholder(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
+        last = self._last_placeholder or self.graph._root
+        with self.graph.inserting_after(last):
+            node = self.graph.placeholder(name)
+        node.meta["val"] = self._inference.empty(shape, dtype)
+        self._last_placeholder = node
+        return node
 
     @contextmanager
     def before(self, node: Optional[fx.Node]) -> Iterator[None]:
@@ -297,8 +301,12 @@ class Program:
             node.meta.update({key: origin.meta[key] for key in ORIGIN if key in origin.meta})
         node.meta.update(meta or {})
         if "val" not in node.meta:
-            node.meta["val"] = infer(node, self.fake_mode)
+            node.meta["val"] = self._inference.of(node)
         return node
+
+    def infer(self, node: fx.Node) -> Any:
+        """The fake value of a node that was emitted by other means than `emit`."""
+        return self._inference.of(node)
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let every reader of `old`, the tables included, read `new`; `old` is erased."""
@@ -377,6 +385,45 @@ def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     args = fx.map_arg(node.args, lambda n: n.meta["val"])
     kwargs = fx.map_arg(node.kwargs, lambda n: n.meta["val"])
     return args, kwargs  # type: ignore[return-value]
+
+
+class Inference:
+    """Fake values of nodes, remembered: the layers of a model repeat each other's shapes."""
+
+    def __init__(self, fake_mode: FakeTensorMode) -> None:
+        self._fake_mode = fake_mode
+        self._known: dict[Any, Any] = {}
+
+    def empty(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+        key = (tuple(shape), dtype)
+        if key not in self._known:
+            with self._fake_mode:
+                self._known[key] = torch.empty(shape, dtype=dtype, device="cpu")
+        return self._known[key]  # type: ignore[no-any-return]
+
+    def of(self, node: fx.Node) -> Any:
+        """The fake value of a node, by its target and its arguments' shapes, dtypes and constants."""
+        try:
+            key = (node.target, _signature(node.args), _signature(node.kwargs))
+            hash(key)
+        except TypeError:
+            return infer(node, self._fake_mode)
+        if key not in self._known:
+            self._known[key] = infer(node, self._fake_mode)
+        return self._known[key]
+
+
+def _signature(argument: Any) -> Any:
+    """An argument as a key: equal for arguments that infer the same."""
+    if isinstance(argument, fx.Node):
+        return _signature(argument.meta["val"])
+    if isinstance(argument, torch.Tensor):
+        return (argument.shape, argument.dtype)
+    if isinstance(argument, (tuple, list)):
+        return tuple(_signature(element) for element in argument)
+    if isinstance(argument, dict):
+        return tuple((key, _signature(value)) for key, value in argument.items())
+    return (type(argument), argument)
 
 
 def infer(node: fx.Node, fake_mode: FakeTensorMode) -> Any:
