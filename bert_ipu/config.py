@@ -118,7 +118,7 @@ class IpuConfig:
         "auto", "auto: IPU hardware where the SDK finds it, else the simulator; the others force one",
         choices=("auto", "simulator", "ipu_model", "ipu"))
     numerics: str = setting(
-        "fast", "simulator only: fast computes at the CPU's best rate, ipu rounds as the IPU would",
+        "ipu", "simulator only: ipu rounds every result as the IPU would, fast does not and is quicker",
         choices=("fast", "ipu"))
     precision: str = setting("float16", "type of weights and activations", choices=("float16", "float32"))
     micro_batch_size: int = setting(1, "rows of one forward and backward pass of one replica", "rows", low=1)

@@ -1,0 +1,125 @@
+"""Training through the simulator: it learns, it resumes bit for bit, it refuses what cannot work."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from bert_ipu.backend import Backend
+from bert_ipu.config import PretrainConfig, config_from_values
+from bert_ipu.errors import ConfigError, DataError
+from bert_ipu.pretraining_data import PretrainDataset
+from bert_ipu.recorder import METRICS_NAME, read_metrics
+from bert_ipu.records import Layout, Records, Rows, write_manifest, write_shard
+from bert_ipu.train import GeneratedRows, pretrain
+
+SIMULATOR = Backend("simulator", "tests run in it")
+TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"word{n}" for n in range(27))]
+S = 16
+SMALLEST = {
+    "model.vocab_size": 32, "model.hidden_size": 16, "model.num_hidden_layers": 1,
+    "model.num_attention_heads": 2, "model.max_position_embeddings": S,
+    "data.sequence_length": S, "data.mask_tokens": 3, "ipu.layers_per_ipu": [1], "ipu.matmul_proportion": 0.5,
+    "ipu.gradient_accumulation": 2, "ipu.micro_batch_size": 2, "optim.lr": 0.01, "train.steps": 4,
+    "recorder.progress_bar": False, "checkpoint.every_steps": 1, "checkpoint.keep": 9,
+}
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten rows of one sequence: CLS, seven words, SEP, six words, SEP."""
+    folder = tmp_path_factory.mktemp("records")
+    (folder / "words.txt").write_text("\n".join(TOKENS) + "\n")
+    ids = np.random.default_rng(0).integers(5, len(TOKENS), (10, S))
+    ids[:, 0], ids[:, 8], ids[:, 15] = 2, 3, 3
+    rows = Rows(ids, np.full((10, 1), S), np.full((10, 1), 9), np.arange(10)[:, None] % 2)
+    layout = Layout(S, 1, len(TOKENS))
+    write_manifest(folder, layout, [write_shard(folder, 0, rows, layout)], folder / "words.txt", {})
+    return folder
+
+
+def configured(records: Path, output: Path, **changes: object) -> PretrainConfig:
+    values = {**SMALLEST, "data.train_data": str(records), "train.output_dir": str(output)}
+    values.update({key.replace("__", "."): value for key, value in changes.items()})
+    return config_from_values(PretrainConfig, values)
+
+
+def measured(output: Path) -> list[dict[str, float]]:
+    """Metrics without what depends on the clock."""
+    clock = ("seconds", "sequences_per_s")
+    return [{k: v for k, v in line.items() if k not in clock} for line in read_metrics(output / METRICS_NAME)]
+
+
+def assert_same_files(first: Path, second: Path) -> None:
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        ours, theirs = load_file(first / name), load_file(second / name)
+        assert ours.keys() == theirs.keys() and len(ours) > 10
+        for tensor in ours:
+            assert np.array_equal(ours[tensor], theirs[tensor]), f"{name}: {tensor}"
+
+
+@pytest.mark.parametrize("changes", [
+    {"ipu__precision": "float16", "optim__name": "lamb", "optim__schedule": "linear",
+     "optim__warmup_fraction": 0.5},
+    {"ipu__precision": "float32", "optim__name": "adamw", "optim__weight_decay": 0.01},
+    {"ipu__precision": "float16", "optim__name": "sgd", "optim__loss_scaling": 8.0,
+     "ipu__replication_factor": 2, "ipu__device_iterations": 2},
+], ids=["lamb", "adamw", "sgd"])
+def test_resuming_changes_no_bit(records: Path, tmp_path: Path, changes: dict[str, object]) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    pretrain(configured(records, whole, **changes), SIMULATOR)
+    shutil.copytree(whole, killed)
+    for step in (3, 4):
+        shutil.rmtree(killed / f"checkpoints/step_{step:08d}")
+    pretrain(configured(records, killed, **changes), SIMULATOR, resume=True)
+    assert_same_files(whole / "checkpoints/step_00000004", killed / "checkpoints/step_00000004")
+    assert measured(whole) == measured(killed)
+    assert [line["step"] for line in measured(killed)] == [1, 2, 3, 4]
+
+
+def test_training_learns_and_evaluates(records: Path, tmp_path: Path) -> None:
+    config = configured(
+        records, tmp_path, train__steps=30, ipu__precision="float32", checkpoint__every_steps=0,
+        data__fixed_masks=True, data__eval_data=str(records), train__eval_every_steps=15, train__eval_rows=10,
+        model__hidden_dropout_prob=0.0, model__attention_probs_dropout_prob=0.0)
+    pretrain(config, SIMULATOR)
+    steps = read_metrics(tmp_path / METRICS_NAME, "train")
+    evaluations = read_metrics(tmp_path / METRICS_NAME, "eval")
+    assert steps[-1]["loss"] < 0.6 * steps[0]["loss"]
+    assert [line["step"] for line in evaluations] == [15, 30]
+    assert evaluations[1]["mlm_loss"] < evaluations[0]["mlm_loss"]
+    assert evaluations[1]["mlm_loss"] < steps[0]["mlm_loss"]
+
+
+def test_an_output_folder_is_not_overwritten(records: Path, tmp_path: Path) -> None:
+    pretrain(configured(records, tmp_path, train__steps=1), SIMULATOR)
+    with pytest.raises(ConfigError, match="holds checkpoints of an earlier run"):
+        pretrain(configured(records, tmp_path, train__steps=1), SIMULATOR)
+
+
+def test_there_must_be_something_to_resume(records: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no whole checkpoint"):
+        pretrain(configured(records, tmp_path), SIMULATOR, resume=True)
+
+
+def test_compiling_needs_no_data(tmp_path: Path) -> None:
+    pretrain(configured(tmp_path / "nowhere", tmp_path / "out"), SIMULATOR, compile_only=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_packs_must_be_as_configured(records: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="up to 1 sequences in a row"):
+        pretrain(configured(records, tmp_path, data__max_sequences_per_pack=2), SIMULATOR)
+
+
+def test_generated_rows_have_the_shapes_of_records(records: Path, tmp_path: Path) -> None:
+    config = configured(records, tmp_path)
+    generated = GeneratedRows(config.data, config.model.vocab_size, 10, seed=0).batch([0, 1, 2])
+    real = PretrainDataset(Records(records), mask_tokens=3).batch([0, 1, 2])
+    assert [(t.shape, t.dtype) for t in generated] == [(t.shape, t.dtype) for t in real]
+
+
