@@ -357,9 +357,10 @@ class Updates:
         name = weight.meta["variable"]
         velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=(name, decay))
         factor = self.scalar("dampeningScaleFactor1", weight)
-        reduced = gradient if self.reduction.accumulation > 1 else self.reduced(gradient, weight)
+        once = self.reduction.accumulation == 1
+        reduced = self.reduced(gradient, weight) if once else gradient
         moved = self.emit(
-            ops.accumulate, velocity, reduced, factor, like=gradient, outer=False, kind="dampened_add"
+            ops.accumulate, velocity, reduced, factor, like=gradient, outer=once, kind="dampened_add"
         )
         if not self._nesterov(weight):
             return moved, None

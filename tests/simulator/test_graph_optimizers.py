@@ -1,0 +1,182 @@
+"""Compiled optimizers against torch.optim: the same weights after some steps, however the batch is split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from bert_ipu.simulator.compiler import CompileRequest, compile_program
+from bert_ipu.simulator.graph.ir import Reduction
+from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
+from bert_ipu.simulator.params import SimulatorParams
+from bert_ipu.simulator.runtime.engine import Executable
+from bert_ipu.simulator.runtime.settings import ExecutionSettings
+from torch import Tensor, nn
+
+STEPS, MICRO_BATCH = 4, 3
+
+
+class Classifier(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(self.second(torch.tanh(self.first(x))), y)
+
+
+def attributes(**values: float) -> dict[str, Attribute]:
+    """Attributes of PopTorch's names; the learning rate is variable, as PopTorch's is."""
+    return {name: Attribute(value, name != "learningRate") for name, value in values.items()}
+
+
+def data(micro_batches: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    size = micro_batches * MICRO_BATCH
+    x = torch.randn(STEPS, size, 4, generator=generator)
+    y = torch.randint(0, 3, (STEPS, size), generator=generator)
+    return list(zip(x, y))
+
+
+def simulate(spec: OptimizerSpec, reduction: Reduction) -> dict[str, Tensor]:
+    module = Classifier()
+    example = (torch.zeros(MICRO_BATCH, 4), torch.zeros(MICRO_BATCH, dtype=torch.int64))
+    program = compile_program(
+        CompileRequest(module.forward, module, example, training=True, optimizer=spec, reduction=reduction)
+    )
+    settings = ExecutionSettings(
+        replication_factor=reduction.replicas, gradient_accumulation=reduction.accumulation
+    )
+    executable = Executable(program, settings, SimulatorParams())
+    for x, y in data(reduction.accumulation * reduction.replicas):
+        executable.run([x, y])
+    return {name: executable.read_variable(name) for name, _ in module.named_parameters()}
+
+
+def reference(make: Callable[..., torch.optim.Optimizer], micro_batches: int, clip: float | None = None) -> dict[str, Tensor]:
+    module = Classifier()
+    optimizer = make(module.parameters())
+    for x, y in data(micro_batches):
+        optimizer.zero_grad()
+        module(x, y).backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(module.parameters(), clip)
+        optimizer.step()
+    return {name: p.detach() for name, p in module.named_parameters()}
+
+
+def spec(kind: str, loss_scaling: float = 1.0, **values: Any) -> OptimizerSpec:
+    own = {k: values.pop(k) for k in ("max_grad_norm", "tf_variant") if k in values}
+    names = dict.fromkeys((name for name, _ in Classifier().named_parameters()), 0)
+    return OptimizerSpec(kind, (attributes(**values),), names, Attribute(loss_scaling), **own)
+
+
+SGD = {"learningRate": 0.1, "weightDecay": 0.02}
+ADAM = {"learningRate": 0.01, "beta1": 0.9, "beta2": 0.99, "eps": 1e-6, "weightDecay": 0.1}
+RMS = {"learningRate": 0.01, "alpha": 0.9, "eps": 1e-6, "weightDecay": 0.1}
+
+OPTIMIZERS: dict[str, tuple[OptimizerSpec, Callable[..., torch.optim.Optimizer]]] = {
+    "SGD": (spec("SGD2", **SGD), lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.02)),
+    "SGD, loss scaled": (spec("SGD2", 64.0, **SGD), lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.02)),
+    "SGD, separate momentum": (
+        spec("SGD2", 64.0, **SGD, momentum=0.9, dampening=0.0),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.02),
+    ),
+    "SGD, combined momentum": (
+        spec("SGD1", 64.0, **SGD, momentum=0.9, dampening=0.0, velocityScaling=8.0),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.02),
+    ),
+    "SGD, Nesterov": (
+        spec("SGD2", 8.0, **SGD, momentum=0.9, dampening=0.0, nesterov=True),
+        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, weight_decay=0.02, nesterov=True),
+    ),
+    "Adam": (
+        spec("ADAM", 32.0, **ADAM),
+        lambda p: torch.optim.Adam(p, 0.01, (0.9, 0.99), 1e-6, weight_decay=0.1),
+    ),
+    "RMSprop": (
+        spec("RMSPROP", 4.0, **RMS),
+        lambda p: torch.optim.RMSprop(p, 0.01, 0.9, 1e-6, weight_decay=0.1),
+    ),
+    "RMSprop, momentum": (
+        spec("RMSPROP", 4.0, **RMS, momentum=0.5),
+        lambda p: torch.optim.RMSprop(p, 0.01, 0.9, 1e-6, weight_decay=0.1, momentum=0.5),
+    ),
+    "RMSprop, centred": (
+        spec("RMSPROP_CENTERED", 4.0, **RMS),
+        lambda p: torch.optim.RMSprop(p, 0.01, 0.9, 1e-6, weight_decay=0.1, centered=True),
+    ),
+    "AdamW": (
+        spec("ADAMW", 32.0, **ADAM),
+        # PopART adds the decay to the step and scales both by the rate: torch's AdamW in exact arithmetic.
+        lambda p: torch.optim.AdamW(p, 0.01, (0.9, 0.99), 1e-6, weight_decay=0.1),
+    ),
+}
+
+
+@pytest.mark.parametrize("reduction", [Reduction(), Reduction(4), Reduction(1, 2), Reduction(2, 2)], ids=str)
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_weights_equal_torch_optim(name: str, reduction: Reduction) -> None:
+    compiled, make = OPTIMIZERS[name]
+    ours = simulate(compiled, reduction)
+    theirs = reference(make, reduction.accumulation * reduction.replicas)
+    for key, weight in theirs.items():
+        torch.testing.assert_close(ours[key], weight, rtol=2e-5, atol=2e-6)
+
+
+def test_a_running_mean_equals_the_mean_afterwards() -> None:
+    compiled, make = OPTIMIZERS["Adam"]
+    ours = simulate(compiled, Reduction(4, 2, running=True))
+    for key, weight in reference(make, 8).items():
+        torch.testing.assert_close(ours[key], weight, rtol=2e-5, atol=2e-6)
+
+
+def test_summed_gradients_take_a_step_as_many_times_larger() -> None:
+    summed = simulate(spec("SGD2", learningRate=0.1 / 4), Reduction(2, 2, mean=False))
+    for key, weight in reference(lambda p: torch.optim.SGD(p, 0.1), 4).items():
+        torch.testing.assert_close(summed[key], weight, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["SGD2", "ADAMW"])
+def test_clipping_bounds_the_norm_of_all_gradients(kind: str) -> None:
+    if kind == "SGD2":
+        compiled, make = spec(kind, 16.0, learningRate=0.1, max_grad_norm=0.05), lambda p: torch.optim.SGD(p, 0.1)
+    else:
+        compiled = spec(kind, 16.0, **ADAM, max_grad_norm=0.05)
+        make = OPTIMIZERS["AdamW"][1]
+    ours = simulate(compiled, Reduction(2))
+    for key, weight in reference(make, 2, clip=0.05).items():
+        torch.testing.assert_close(ours[key], weight, rtol=1e-4, atol=1e-5)
+
+
+class Lamb(torch.optim.Optimizer):
+    """LAMB as published (You et al., arXiv 1904.00962, algorithm 2), phi(z) = min(z, 10)."""
+
+    def __init__(self, params: Any, corrected: bool) -> None:
+        super().__init__(params, {})
+        self.corrected = corrected
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            state["t"] = state.get("t", 0) + 1
+            state["m"] = 0.9 * state.get("m", 0.0) + 0.1 * p.grad
+            state["v"] = 0.99 * state.get("v", 0.0) + 0.01 * p.grad**2
+            m, v = state["m"], state["v"]
+            if self.corrected:
+                m, v = m / (1 - 0.9 ** state["t"]), v / (1 - 0.99 ** state["t"])
+            update = m / (v.sqrt() + 1e-6) + 0.1 * p
+            p.sub_(0.01 * min(float(p.norm()), 10.0) / float(update.norm()) * update)
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_lamb_equals_the_paper(corrected: bool) -> None:
+    kind = "LAMB" if corrected else "LAMB_NO_BIAS"
+    ours = simulate(spec(kind, 8.0, **ADAM, maxWeightNorm=10.0), Reduction(2, 2))
+    for key, weight in reference(lambda p: Lamb(p, corrected), 4).items():
+        torch.testing.assert_close(ours[key], weight, rtol=2e-5, atol=2e-6)
