@@ -230,7 +230,11 @@ class _Loader:
         return True
 
 
-def _worker_main(dataset: Any, settings: _Settings, replies: Connection, commands: Connection) -> None:
+def _worker_main(
+    dataset: Any, settings: _Settings, replies: Connection, commands: Connection, start_method: str
+) -> None:
+    # A DataLoader's own workers start as they would in the parent; here the default is how this process began.
+    multiprocessing.set_start_method(start_method, force=True)
     try:
         logger.debug("AsynchronousDataAccessor worker process: %d", os.getpid())
         if isinstance(dataset, _PickledFile):
@@ -269,12 +273,13 @@ class _Worker:
     def _start(self, dataset: Any, sharing_strategy: SharingStrategy) -> None:
         context: Any = multiprocessing.get_context(_START_METHODS.get(sharing_strategy, "spawn"))
         if sharing_strategy == SharingStrategy.ForkServer:
-            context.set_forkserver_preload(["__main__", "torch"])  # one import of torch for all workers
+            context.set_forkserver_preload(
+                [__name__]
+            )  # torch and this package are imported once for all workers
         self._replies, replies = context.Pipe(duplex=False)
         commands, self._commands = context.Pipe(duplex=False)
-        self._process = context.Process(
-            target=_worker_main, args=(dataset, self._settings, replies, commands)
-        )
+        arguments = (dataset, self._settings, replies, commands, multiprocessing.get_start_method())
+        self._process = context.Process(target=_worker_main, args=arguments)
         logger.debug("AsynchronousDataAccessor parent process: %d", os.getpid())
         self._process.start()
         replies.close()

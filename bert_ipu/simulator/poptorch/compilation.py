@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..compiler import Anchor, CompileRequest, compile_program
 from ..errors import poptorch_error
+from ..graph import capture
 from ..graph.capture import CapturedTensor
 from ..graph.ir import Reduction, ReplicaGroups
 from ..graph.optimizers import OptimizerSpec
@@ -94,7 +95,10 @@ def compile_model(subject: Subject) -> Compiled:
     ipus = devices.reserved_ipus(program, options)
     executable = Executable(program, _execution_settings(options), params)
     progress(3, 3)
-    return Compiled(Session(program, executable, ipus, options.ipu_id if options.exists("ipu_id") else None), captured.outputs_structure)
+    return Compiled(
+        Session(program, executable, ipus, options.ipu_id if options.exists("ipu_id") else None),
+        captured.outputs_structure,
+    )
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -112,7 +116,7 @@ class _Captured:
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = reconstructTensorStructure((self._inputs.args, self._inputs.kwargs), tensors)
         with _IpuByDefault():
-            result = self._model(*args, **kwargs)
+            result = _recognised(self._model(*args, **kwargs))
             self.outputs_structure = result
             return tuple(_narrowed(output) for output in self._outputs(result))
 
@@ -123,6 +127,13 @@ class _Captured:
                 yield output
             else:
                 logger.warning("Output expected to be on the IPU but is on %s", output.device.type)
+
+
+def _recognised(result: Any) -> Any:
+    """What the forward returned, its parameters and buffers as tensors of the program."""
+    current = capture.current()
+    assert current is not None, "the forward is entered inside a capture"
+    return reconstructTensorStructure(result, map(current.recognise, flattenTensorStructure(result)))
 
 
 def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
@@ -257,6 +268,6 @@ def _execution_settings(options: Options) -> ExecutionSettings:
     )
 
 
-def _all_reduce(tensor: torch.Tensor) -> None:
+def _all_reduce(tensors: Sequence[torch.Tensor]) -> None:
     """Sum over the instances, which are connected when the first sum is needed."""
-    collectives.current_group().all_reduce(tensor)
+    collectives.current_group().all_reduce(tensors)

@@ -226,7 +226,10 @@ class PoplarExecutor:
     def _install(self, compiled: compilation.Compiled, inputs: Arguments) -> None:
         self._session, self._outputs_structure = compiled.session, compiled.outputs_structure
         self._executable_inputs = inputs
-        if self._options.connection_type != ConnectionType.Never and not self._session.executable.params.is_null:
+        if (
+            self._options.connection_type != ConnectionType.Never
+            and not self._session.executable.params.is_null
+        ):
             self._session.attach()
             self._on_attach()
 

@@ -1,0 +1,132 @@
+"""DataLoader and AsynchronousDataAccessor: the right rows, once each, in order, in every mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import bert_ipu.simulator.poptorch as poptorch
+
+
+class Numbers(torch.utils.data.Dataset[Any]):
+    """Row i is [i, i]; with `labels`, a pair of that and i."""
+
+    def __init__(self, count: int, labels: bool = False) -> None:
+        self.count = count
+        self.labels = labels
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Any:
+        row = torch.full((2,), float(index))
+        return (row, torch.tensor(index)) if self.labels else row
+
+
+class Broken(Numbers):
+    def __getitem__(self, index: int) -> Any:
+        raise RuntimeError("this data set cannot be read")
+
+
+def _rows(loader: Any) -> list[int]:
+    return [int(row[0]) for batch in loader for row in batch]
+
+
+def _options(
+    iterations: int = 1, processes: int = 1, process: int = 0, seed: int | None = None
+) -> poptorch.Options:
+    options = poptorch.Options().deviceIterations(iterations)
+    options.Distributed.configureProcessId(process, processes)
+    return options if seed is None else options.randomSeed(seed)
+
+
+def test_a_batch_is_what_one_call_takes() -> None:
+    options = poptorch.Options().deviceIterations(2).replicationFactor(4)
+    options.inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive)
+    options.Training.gradientAccumulation(3)
+    loader = poptorch.DataLoader(options, Numbers(150), batch_size=5)
+    assert loader.combinedBatchSize == 2 * (4 // 2) * 3 * 5
+    assert [len(batch) for batch in loader] == [60, 60]
+    assert len(loader) == 2
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 5])
+def test_processes_share_the_rows_and_two_epochs_use_all(processes: int) -> None:
+    loaders = [
+        poptorch.DataLoader(_options(2, processes, each, seed=7), Numbers(101), batch_size=3, shuffle=True)
+        for each in range(processes)
+    ]
+    first = [_rows(loader) for loader in loaders]
+    together = [row for rows in first for row in rows]
+    assert len(together) == len(set(together)) == processes * (101 // (6 * processes)) * 6
+    assert len({len(rows) for rows in first}) == 1
+    second = [_rows(loader) for loader in loaders]
+    assert second != first
+
+
+def test_without_shuffling_a_second_epoch_reaches_the_left_over_rows() -> None:
+    loaders = [poptorch.DataLoader(_options(1, 2, each), Numbers(10), batch_size=4) for each in range(2)]
+    assert [_rows(loader) for loader in loaders] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_kept_remainders_divide_all_rows() -> None:
+    loaders = [
+        poptorch.DataLoader(_options(1, 3, each), Numbers(10), batch_size=4, drop_last=False)
+        for each in range(3)
+    ]
+    assert [_rows(loader) for loader in loaders] == [[0, 1, 2, 3], [4, 5, 6], [7, 8, 9]]
+
+
+def test_asynchronous_epochs_are_whole_and_in_order() -> None:
+    loader = poptorch.DataLoader(_options(2), Numbers(20), batch_size=3, mode=poptorch.DataLoaderMode.Async)
+    assert _rows(loader) == list(range(18))
+    for batch in loader:  # leave an epoch early: the next one starts at the first row
+        assert int(batch[0, 0]) == 0
+        break
+    assert _rows(loader) == list(range(18))
+    loader.terminate()
+
+
+def test_rebatching_keeps_the_last_rows_with_labels() -> None:
+    loader = poptorch.DataLoader(
+        _options(2),
+        Numbers(20, labels=True),
+        batch_size=3,
+        drop_last=False,
+        mode=poptorch.DataLoaderMode.AsyncRebatched,
+        rebatched_worker_size=4,
+    )
+    batches = [(rows.clone(), labels.clone()) for rows, labels in loader]
+    assert [len(rows) for rows, _ in batches] == [6, 6, 6, 2] and len(loader) == 4
+    assert torch.cat([labels for _, labels in batches]).tolist() == list(range(20))
+    assert torch.equal(torch.cat([rows for rows, _ in batches])[:, 0].long(), torch.arange(20))
+    loader.terminate()
+
+
+def test_a_data_set_that_cannot_be_read_is_an_error(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(poptorch.Error, match="worker thread failed to start"):
+        poptorch.AsynchronousDataAccessor(Broken(3))
+
+
+def test_two_accessors_on_one_loader_are_refused() -> None:
+    loader = poptorch.DataLoader(_options(), Numbers(4), mode=poptorch.DataLoaderMode.Async)
+    with pytest.raises(poptorch.Error, match="already uses an AsynchronousDataAccessor"):
+        poptorch.AsynchronousDataAccessor(loader)
+    loader.terminate()
+
+
+def test_a_batch_samplers_batches_are_joined() -> None:
+    sampler = torch.utils.data.BatchSampler(range(10), batch_size=2, drop_last=False)
+    kept = poptorch.DataLoader(_options(2), Numbers(10), batch_sampler=sampler, drop_last=False)
+    assert [[int(row[0]) for row in batch] for batch in kept] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    dropped = poptorch.DataLoader(_options(2), Numbers(10), batch_sampler=sampler)
+    assert [len(batch) for batch in dropped] == [4, 4]
+    with pytest.raises(poptorch.Error, match="mutually exclusive with batch_size"):
+        poptorch.DataLoader(_options(), Numbers(10), batch_sampler=sampler, batch_size=2)
+
+
+def test_an_unseeded_shuffle_over_processes_is_refused() -> None:
+    with pytest.raises(AssertionError, match="randomSeed"):
+        poptorch.DataLoader(_options(1, 2, 0), Numbers(8), shuffle=True)

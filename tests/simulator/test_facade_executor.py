@@ -1,0 +1,223 @@
+"""Executors: compile once, train as torch does, keep host and device in step, refuse what PopTorch refuses."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import bert_ipu.simulator.poptorch as poptorch
+from bert_ipu.simulator.poptorch import wrapping
+
+
+class Classifier(torch.nn.Module):
+    """Two layers and a cross-entropy; counts how often its forward is entered."""
+
+    entered = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = torch.nn.Linear(6, 8)
+        self.out = torch.nn.Linear(8, 3)
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: torch.Tensor, labels: torch.Tensor | None = None) -> Any:
+        self.entered += 1
+        self.seen.add_(1)
+        logits = self.out(torch.relu(self.hidden(x)))
+        return logits if labels is None else (logits, torch.nn.functional.cross_entropy(logits, labels))
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_seeded() -> Iterator[None]:
+    torch.manual_seed(3)
+    yield
+
+
+def _options() -> poptorch.Options:
+    return poptorch.Options().showCompilationProgressBar(False)
+
+
+def _data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(rows, 6), torch.randint(0, 3, (rows,))
+
+
+def test_training_equals_a_torch_loop_and_enters_the_forward_once() -> None:
+    model = Classifier()
+    reference = copy.deepcopy(model)
+    options = _options().deviceIterations(2).outputMode(poptorch.OutputMode.All)
+    options.Training.gradientAccumulation(3)
+    trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.3))
+    torch_optimizer = torch.optim.SGD(reference.parameters(), lr=0.3)
+    for _ in range(3):
+        x, labels = _data(2 * 3 * 4)
+        logits, losses = trained(x, labels)
+        expected = []
+        for update in range(2):
+            torch_optimizer.zero_grad()
+            for micro_batch in range(3):
+                rows = slice((update * 3 + micro_batch) * 4, (update * 3 + micro_batch + 1) * 4)
+                _, loss = reference(x[rows], labels[rows])
+                (loss / 3).backward()
+                expected.append(loss.detach())
+            torch_optimizer.step()
+        torch.testing.assert_close(losses, torch.stack(expected))
+        assert logits.shape == (24, 3)
+    assert trained._model.entered == 1
+    for mine, theirs in zip(model.parameters(), reference.parameters()):
+        torch.testing.assert_close(mine, theirs)
+    assert model.seen.item() == reference.seen.item() == 18
+
+
+def test_reading_a_weight_fetches_it_and_copies_are_plain() -> None:
+    model = Classifier()
+    before = model.out.weight.detach().clone()
+    trained = poptorch.trainingModel(model, _options())
+    trained(*_data(4))
+    copied = copy.deepcopy(model)
+    assert not torch.equal(model.out.weight, before)
+    assert wrapping.isWrapped(model) and not wrapping.isWrapped(copied)
+    assert type(copied.out.weight) is torch.nn.Parameter
+    torch.testing.assert_close(copied.out.weight, model.out.weight.detach())
+    trained.destroy()
+    assert type(model) is Classifier and type(model.out.weight) is torch.nn.Parameter
+
+
+def test_inference_follows_training() -> None:
+    model = Classifier()
+    trained = poptorch.trainingModel(model, _options(), poptorch.optim.SGD(model.parameters(), lr=0.5))
+    inferred = poptorch.inferenceModel(model, _options())
+    x, labels = _data(4)
+    first = inferred(x)
+    trained(x, labels)
+    second = inferred(x)
+    assert not torch.equal(first, second)
+    with wrapping.unwrapped(model):
+        torch.testing.assert_close(second, model(x).detach())
+
+
+def test_changed_inputs_are_refused_with_what_differs() -> None:
+    model = poptorch.inferenceModel(Classifier(), _options())
+    model(torch.zeros(4, 6))
+    with pytest.raises(
+        poptorch.Error, match=r"Shape mismatch for x: expected .*\[4, 6\].* but got .*\[5, 6\]"
+    ):
+        model(torch.zeros(5, 6))
+    with pytest.raises(poptorch.Error, match="Data type mismatch for x"):
+        model(torch.zeros(4, 6).half())
+    with pytest.raises(poptorch.Error, match="Type mismatch for labels"):
+        model(torch.zeros(4, 6), torch.zeros(4))
+    with pytest.raises(AssertionError, match="Too many arguments"):
+        model(torch.zeros(4, 6), None, None)
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
+    model = poptorch.inferenceModel(Classifier(), _options().deviceIterations(3))
+    with pytest.raises(AssertionError, match=r"batch dimension \(4\) must be a multiple .* = 3"):
+        model(torch.zeros(4, 6))
+
+
+def test_what_needs_an_executable_says_so() -> None:
+    model = poptorch.trainingModel(Classifier(), _options())
+    for call in (model.copyWeightsToHost, model.copyWeightsToDevice, model.detachFromDevice):
+        with pytest.raises(poptorch.Error, match="has not been compiled or has been destroyed"):
+            call()
+    with pytest.raises(RuntimeError, match="already been wrapped"):
+        poptorch.trainingModel(model, _options())
+    with pytest.raises(poptorch.Error, match="gradientAccumulation to 1"):
+        options = _options()
+        options.Training.gradientAccumulation(2)
+        poptorch.inferenceModel(Classifier(), options)
+
+
+def test_backward_on_an_output_is_refused() -> None:
+    _, loss = poptorch.trainingModel(Classifier(), _options())(*_data(4))
+    with pytest.raises(poptorch.Error, match=r"backward\(\) cannot be called explicitly"):
+        loss.backward()
+
+
+def test_detaching_keeps_weights_and_optimizer_state() -> None:
+    data = [_data(4) for _ in range(4)]
+    losses = []
+    for detach in (False, True):
+        torch.manual_seed(0)
+        model = Classifier()
+        optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.05)
+        trained = poptorch.trainingModel(model, _options(), optimizer)
+        for x, labels in data:
+            loss = trained(x, labels)[1]
+            if detach:
+                trained.detachFromDevice()
+                with pytest.raises(poptorch.Error, match="Device is not attached"):
+                    trained.detachFromDevice()
+        losses.append(loss)
+    torch.testing.assert_close(*losses, rtol=0, atol=0)
+
+
+def test_an_offline_target_compiles_and_does_not_run() -> None:
+    model = poptorch.trainingModel(Classifier(), _options().useOfflineIpuTarget())
+    model.compile(*_data(4))
+    assert model.isCompiled() and not model.isAttachedToDevice()
+    with pytest.raises(AssertionError, match="offline device"):
+        model(*_data(4))
+
+
+def test_one_device_serves_one_model() -> None:
+    first = poptorch.inferenceModel(Classifier(), _options().useIpuId(3))
+    second = poptorch.inferenceModel(Classifier(), _options().useIpuId(3))
+    first(torch.zeros(1, 6))
+    with pytest.raises(poptorch.Error, match="Failed to acquire device Id 3"):
+        second(torch.zeros(1, 6))
+    first.detachFromDevice()
+    second(torch.zeros(1, 6))
+
+
+class TwoStages(torch.nn.Module):
+    def __init__(self, ipus: tuple[int, ...]) -> None:
+        super().__init__()
+        self.ipus = ipus
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for ipu in self.ipus:
+            with poptorch.Block(f"B{ipu}", ipu_id=ipu):
+                x = x * 2
+        return x
+
+
+def test_a_pipeline_needs_enough_micro_batches_and_a_power_of_two_of_ipus() -> None:
+    with pytest.raises(poptorch.Error, match=r"deviceIterations must be .*pipeline stages \(2\)"):
+        poptorch.inferenceModel(TwoStages((0, 1)), _options())(torch.zeros(1))
+    with pytest.raises(poptorch.Error, match="specifies the use of 3 IPUs, .* minimum of 4"):
+        poptorch.inferenceModel(TwoStages((0, 1, 2)), _options().deviceIterations(3))(torch.zeros(3))
+    options = _options().deviceIterations(3).autoRoundNumIPUs()
+    assert poptorch.inferenceModel(TwoStages((0, 1, 2)), options)(torch.ones(3)).tolist() == [8, 8, 8]
+
+
+def test_a_saved_model_goes_on_where_it_was(tmp_path: Path) -> None:
+    path = str(tmp_path / "folder" / "model.poptorch")
+    model = Classifier()
+    trained = poptorch.trainingModel(model, _options(), poptorch.optim.AdamW(model.parameters(), lr=0.05))
+    x, labels = _data(4)
+    trained(x, labels)
+    trained.save(path)
+    expected = trained(x, labels)[1]
+    trained.destroy()
+    torch.testing.assert_close(poptorch.load(path)(x, labels)[1], expected, rtol=0, atol=0)
+    (tmp_path / "other").write_text("something else")
+    with pytest.raises(poptorch.Error, match="Invalid file"):
+        poptorch.load(str(tmp_path / "other"))
+
+
+def test_nested_outputs_keep_their_structure() -> None:
+    class Nested(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return {"a": x + 1, "rest": [x * 2, (x.long(), "text")]}
+
+    out = poptorch.inferenceModel(Nested(), _options())(torch.tensor([1.5]))
+    assert out["a"].tolist() == [2.5] and out["rest"][0].tolist() == [3.0]
+    assert out["rest"][1][0].tolist() == [1] and out["rest"][1][1] == "text"
+    assert out["rest"][1][0].dtype == torch.int32  # the IPU has no 64-bit integers

@@ -1,0 +1,118 @@
+"""Options: types are kept, use freezes, copies are free, files and the environment are read."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+import bert_ipu.simulator.poptorch as poptorch
+from bert_ipu.simulator.poptorch import poptorch_core
+
+
+def test_a_wrong_type_is_refused_and_the_value_stays() -> None:
+    options = poptorch.Options()
+    with pytest.raises(AssertionError, match="Unexpected type .*float.* for option device_iterations"):
+        options.deviceIterations(2.5)  # type: ignore[arg-type]
+    assert options.device_iterations == 1
+
+
+def test_an_unknown_option_is_refused() -> None:
+    options = poptorch.Options()
+    with pytest.raises(AssertionError, match="Invalid option devce_iterations"):
+        options.set(devce_iterations=2)
+    with pytest.raises(AttributeError, match="Invalid attribute nothing"):
+        _ = options.nothing
+
+
+def test_use_freezes_every_group_and_a_copy_is_free() -> None:
+    options = poptorch.Options()
+    poptorch.DataLoader(options, torch.utils.data.TensorDataset(torch.zeros(4)))
+    changes = [
+        lambda o: o.deviceIterations(2),
+        lambda o: o.Training.gradientAccumulation(2),
+        lambda o: o._Popart.set("enableOutlining", True),
+        lambda o: o.TensorLocations.setWeightLocation(poptorch.TensorLocationSettings()),
+        lambda o: o.Distributed.configureProcessId(0, 2),
+        lambda o: o.Precision.enableStochasticRounding(True),
+    ]
+    for change in changes:
+        with pytest.raises(AttributeError, match="Can't modify frozen Options"):
+            change(options)
+    copied = copy.deepcopy(options)
+    for change in changes:
+        change(copied)
+    assert options._Popart.options.get("enableStochasticRounding") is None
+
+
+def test_a_file_of_options_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "options.conf"
+    path.write_text("deviceIterations(3)\n\n# a comment\n  Training.gradientAccumulation(4)\n")
+    options = poptorch.Options().loadFromFile(str(path))
+    assert (options.device_iterations, options.Training.gradient_accumulation) == (3, 4)
+    path.write_text("deviceIterations(3)\ndeviceIterations(\n")
+    with pytest.raises(poptorch.ConfigFileError, match="line 2 of options.conf"):
+        poptorch.Options().loadFromFile(str(path))
+
+
+def test_the_environment_sets_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "POPTORCH_DEFAULT_OPTIONS",
+        '{"deviceIterations": 2, "Training.gradientAccumulation": 8, "connectionType": "ConnectionType.OnDemand",'
+        ' "_Popart.set": ["saveInitializersToFile", "weights.onnx"]}',
+    )
+    options = poptorch.Options()
+    assert options.device_iterations == 2
+    assert options.Training.gradient_accumulation == 8
+    assert options.connection_type == poptorch.ConnectionType.OnDemand
+    assert options._Popart.options["saveInitializersToFile"] == "weights.onnx"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("noSuchOption", True, "Unknown bool option noSuchOption"),
+        ("enableOutlining", 1.5, "Unknown floating point option enableOutlining"),
+        ("autoRecomputation", 99, "Value 99 for autoRecomputation out of range"),
+        ("dotChecks", torch.zeros(1), "Unknown value type Tensor for option dotChecks"),
+    ],
+)
+def test_popart_options_are_checked_by_name_type_and_range(name: str, value: object, message: str) -> None:
+    options = poptorch.Options().outputMode(poptorch.OutputMode.All)
+    options._Popart.set(name, value)
+    with pytest.raises(poptorch.Error, match=message):
+        poptorch_core._validateOptions(options.toDict())
+
+
+def test_the_options_that_are_set_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    options = poptorch.Options().outputMode(poptorch.OutputMode.All).replicationFactor(4)
+    with caplog.at_level(logging.DEBUG, "poptorch::compiler"):
+        poptorch_core._validateOptions(options.toDict())
+    assert "poptorch.Options set replication_factor to value 4" in caplog.text
+
+
+def test_input_groups_must_divide_the_replicas() -> None:
+    options = poptorch.Options().replicationFactor(4)
+    with pytest.raises(ValueError, match="must be a factor of replication_factor"):
+        options.inputReplicaGrouping(3, poptorch.CommGroupType.Consecutive)
+    options.inputReplicaGrouping(2, poptorch.CommGroupType.Orthogonal)
+    assert options.input_group_size == 2
+
+
+def test_a_block_belongs_to_one_stage_only() -> None:
+    with pytest.raises(AssertionError, match="B1 associated with more than one stage"):
+        poptorch.PipelinedExecution("B1", poptorch.Stage("B2", "B1"))
+    strategy = poptorch.ParallelPhasedExecution(
+        poptorch.Phase(poptorch.Stage("A").ipu(0), poptorch.Stage("B").ipu(1))
+    )
+    assert strategy.stage("B")._ipu == 1
+    with pytest.raises(AssertionError, match="Unknown block C"):
+        strategy.stage("C")
+
+
+def test_printing_options_shows_their_values() -> None:
+    text = repr(poptorch.Options().replicationFactor(4))
+    assert text.startswith("Options(") and "replication_factor=4" in text
