@@ -113,14 +113,11 @@ class Emitter:
         if mutated(node) or (plain_name in operators.VIEWS):
             return name if not mutated(node) else self._round_variable(node, name, value)
         if not value.dtype.is_floating_point:
-            return (
-                self.code.emit(Tensor.to, name, self.carrier(value.dtype))
-                if value.dtype == torch.int32
-                else name
-            )
+            widened = value.dtype == torch.int32 and plain_name not in operators.KEEPS_INT32
+            return self.code.emit(Tensor.to, name, torch.int32) if widened else name
         if value.dtype != torch.float16:
             return name
-        if self.carrier(torch.float16) == torch.bfloat16 and plain_name not in operators.EXACT:
+        if self.carrier(torch.float16) == torch.bfloat16 and not _all_half(node):
             return self.code.emit(Tensor.to, name, torch.bfloat16)
         if not self.numerics.rounds or plain_name in operators.EXACT:
             return name
@@ -199,6 +196,13 @@ def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[...
         return tuple((then if bool(predicate) else other)(run, *inputs))
 
     return run_branch
+
+
+def _all_half(node: fx.Node) -> bool:
+    """Whether an operator reads fp16 tensors and no wider ones, so that its result is as narrow."""
+    values = [read.meta["val"] for read in node.all_input_nodes]
+    floats = [v for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point and v.dim() > 0]
+    return bool(floats) and all(v.dtype == torch.float16 for v in floats)
 
 
 def _is_row_loss(node: fx.Node) -> bool:

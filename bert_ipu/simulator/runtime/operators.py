@@ -142,6 +142,12 @@ EXACT = VIEWS | frozenset(
 )
 """Operators whose results are fp16 values when their inputs are."""
 
+KEEPS_INT32 = VIEWS | frozenset(
+    "_to_copy add cat clamp div embedding eq full full_like gather index_select masked_fill maximum minimum mul ne neg "
+    "arange ones_like sub where zeros zeros_like".split()
+)
+"""Operators that return int32 where ATen gets int32."""
+
 CASTS = frozenset(["to", "_to_copy", "type_as", "half", "float", "bfloat16", "int", "long"])
 
 
