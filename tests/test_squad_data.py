@@ -115,6 +115,13 @@ def test_reasons_name_what_was_lost(tmp_path: Path) -> None:
     ]
 
 
+def test_sample_questions_are_about_the_sample_corpus() -> None:
+    corpus = set((SAMPLE / "corpus.txt").read_text(encoding="utf-8").splitlines())
+    examples = read_squad(SAMPLE / "qa.json")
+    assert {example.context for example in examples} == corpus - {""}
+    assert all(len(example.answers) == 1 for example in examples)
+
+
 def test_sample_answers_are_all_found_back(sample_windows: SquadWindows) -> None:
     assert len(sample_windows) > 1.5 * len(sample_windows.examples)
     assert lost_answers(sample_windows) == []
