@@ -16,7 +16,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise
@@ -37,6 +37,17 @@ _current: ContextVar[Optional[Capture]] = ContextVar("capture", default=None)
 def current() -> Optional[Capture]:
     """The capture in progress in this context; None outside a compile."""
     return _current.get()
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """What is called inside runs on the host, on real tensors, as if nothing were being captured."""
+    token = _current.set(None)
+    try:
+        with _disable_current_modes():
+            yield
+    finally:
+        _current.reset(token)
 
 
 class CapturedTensor(torch.Tensor):

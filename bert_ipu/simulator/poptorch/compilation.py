@@ -33,6 +33,7 @@ from .enums import (
     VariableRetrievalMode,
 )
 from .options import Options
+from .recording import is_recording
 from .session import Session
 from .structure import flattenTensorStructure, reconstructTensorStructure
 
@@ -170,9 +171,12 @@ class _IpuByDefault(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FACTORIES and "device" not in kwargs and not _follows_a_tensor(func, args, kwargs):
+        if is_recording() and func in _FACTORIES and "device" not in kwargs and not _follows_a_tensor(func, args, kwargs):
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
             kwargs = {**kwargs, "device": "ipu"}
+        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
+            # torch fills the tensor through the device's own code, which it has not got for an IPU.
+            return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
         return func(*args, **kwargs)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..graph import capture
 from ..graph import ops as ipu
 from . import recording
 from .ops import device_dtype
@@ -42,7 +43,7 @@ class CPU:
     def __call__(self, *input: torch.Tensor, **kwargs: Any) -> Any:
         if not recording.is_recording():
             return self._layer_to_call(*input)
-        with recording.suspended():
+        with capture.suspended():
             examples = self._layer_to_call(*(torch.zeros(each.shape, dtype=each.dtype) for each in input))
         single = not isinstance(examples, (list, tuple))
         examples = [examples] if single else list(examples)

@@ -76,7 +76,7 @@ class Code:
         return Name(f"{self.title[0]}{self.counter}")
 
     def emit(
-        self, function: Callable[..., Any], *args: Any, pure: bool = True, label: str = "", **kwargs: Any
+        self, function: Callable[..., Any], /, *args: Any, pure: bool = True, label: str = "", **kwargs: Any
     ) -> Name:
         """Append a call with one result and return the result's name."""
         result = self.fresh()
@@ -87,6 +87,7 @@ class Code:
         self,
         count: int,
         function: Callable[..., Any],
+        /,
         *args: Any,
         pure: bool = True,
         label: str = "",
@@ -162,7 +163,9 @@ def _bind(value: Any, bound: dict[str, Any]) -> str:
     stem = (
         getattr(value, "__name__", type(value).__name__).split(".")[0].strip("_").replace("<lambda>", "call")
     )
-    stem = stem if stem.isidentifier() and not keyword.iskeyword(stem) else "value"
+    # Names of parameters and of results (a letter and a number) are the generated function's own.
+    taken = stem in ("run", "values") or stem[1:].isdigit()
+    stem = stem if stem.isidentifier() and not keyword.iskeyword(stem) and not taken else "value"
     name, count = stem, 1
     while name in bound and bound[name] is not value:
         count += 1
