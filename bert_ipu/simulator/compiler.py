@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import gradients, ops, traced_gradients
+from bert_ipu.simulator.graph import custom_gradients, gradients, ops, traced_gradients
 from bert_ipu.simulator.graph.autodiff import Backward, GradientRule, differentiate
 from bert_ipu.simulator.graph.capture import Capture
 from bert_ipu.simulator.graph.dtypes import device_dtype
@@ -250,6 +250,8 @@ def _add_results(program: Program, capture: Capture, results: Any) -> None:
 
 
 def _rule_of(node: fx.Node) -> GradientRule:
+    if node.target is ops.custom_op:
+        return custom_gradients.custom_op_rule
     return gradients.RULES.get(node.target, traced_gradients.traced_rule)
 
 

@@ -110,6 +110,11 @@ class Backward:
         value = operand.meta["val"]
         return self.cast(self.sum_to(node, tuple(value.shape)), value.dtype)
 
+    def item(self, node: fx.Node, index: int) -> fx.Node:
+        """One entry of a node's tuple."""
+        found = next((user for user in _items(node) if user.args[1] == index), None)
+        return found if found is not None else self.emit(operator.getitem, node, index)
+
     # -- the sweep -----------------------------------------------------------------------------
 
     def run(self, rule_of: Callable[[fx.Node], GradientRule], loss: fx.Node, seed: fx.Node) -> None:

@@ -30,6 +30,8 @@ aten = torch.ops.aten
 
 IPU = torch.device("ipu", 0)
 _CPU = torch.device("cpu")
+# torch's own book-keeping of views, which refuses a view that is its base (`x[:]`); `graph/aliases.py` keeps ours.
+_VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 _current: ContextVar[Optional[Capture]] = ContextVar("capture", default=None)
 
@@ -187,7 +189,7 @@ class Capture:
         """Everything called inside is captured."""
         token = _current.set(self)
         try:
-            with torch._C._AutoDispatchBelowAutograd(), self._mode:
+            with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING), self._mode:
                 yield
         finally:
             _current.reset(token)

@@ -7,7 +7,6 @@ operand's shape after `Backward.fit`, so a rule of a broadcasting operator need 
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, Optional
 
@@ -229,19 +228,14 @@ def _log_softmax(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 def _layer_norm(b: Backward, node: fx.Node, grads: list[Optional[fx.Node]]) -> Pairs:
     x, shape, weight, bias, _ = _args(node)
-    mean, rstd = _item(b, node, 1), _item(b, node, 2)
+    mean, rstd = b.item(node, 1), b.item(node, 2)
     mask = [b.needs(x), b.needs(weight), b.needs(bias)]
     made = b.emit(
         aten.native_layer_norm_backward.default, grads[0], x, shape, mean, rstd, weight, bias, mask, operand=0
     )
     for position, operand in enumerate((x, weight, bias)):
         if b.needs(operand):
-            yield operand, _item(b, made, position)
-
-
-def _item(b: Backward, node: fx.Node, index: int) -> fx.Node:
-    found = next((u for u in node.users if u.target is operator.getitem and u.args[1] == index), None)
-    return found if found is not None else b.emit(operator.getitem, node, index)
+            yield operand, b.item(made, position)
 
 
 def _dropout(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
@@ -265,7 +259,7 @@ def _cross_entropy(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 def _nll_loss(b: Backward, node: fx.Node, grads: list[Optional[fx.Node]]) -> Pairs:
     x, target, weight, reduction, ignored = _args(node)
-    total = _item(b, node, 1)
+    total = b.item(node, 1)
     yield (
         x,
         b.emit(

@@ -64,8 +64,8 @@ custom_op = IpuOp("custom_op", _declared, effect=True)
 """(*inputs, name, domain, version, attributes, outputs): a tuple. `outputs`: ((shape, dtype), ...)."""
 
 custom_op_grad = IpuOp("custom_op_grad", _declared)
-"""(*inputs, name, domain, version, attributes, outputs, wiring, index): the custom op's index-th gradient
-operator; `inputs` are the forward inputs, outputs and gradients of outputs that `wiring` names."""
+"""(*inputs, name, domain, version, attributes, outputs, live_outputs, index): the custom op's index-th gradient
+operator, where the loss depends on `live_outputs`; `inputs` are in the order of its sources."""
 
 cpu_op = IpuOp("cpu_op", _declared, effect=True)
 """(*inputs, function, outputs): a tuple computed by a Python callable on the host."""

@@ -19,7 +19,7 @@ def custom_op_function(node: fx.Node) -> Callable[..., tuple[Tensor, ...]]:
     else:
         forward = node.meta["forward_node"]
         origin = forward[0] if isinstance(forward, tuple) else forward
-        compiled = _compile(origin).gradient()[node.kwargs["index"]]  # type: ignore[index]
+        compiled = _compile(origin).gradient(node.kwargs["live_outputs"])[node.kwargs["index"]]  # type: ignore[arg-type, index]
     return _caller(compiled.run, [value.dtype for value in _values(node.args)])
 
 
