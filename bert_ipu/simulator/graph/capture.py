@@ -189,7 +189,11 @@ class Capture:
         """Everything called inside is captured."""
         token = _current.set(self)
         try:
-            with torch._C._AutoDispatchBelowAutograd(), torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING), self._mode:
+            with (
+                torch._C._AutoDispatchBelowAutograd(),
+                torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING),
+                self._mode,
+            ):
                 yield
         finally:
             _current.reset(token)
