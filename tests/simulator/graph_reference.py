@@ -8,18 +8,21 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, fx
+
 from bert_ipu.simulator.compiler import Anchor, CompileRequest, compile_program
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.dtypes import INT64_INDEX
 from bert_ipu.simulator.graph.ir import Program, widen
-from torch import Tensor, fx
 
 
 def _identity_loss(x: Tensor, *, reduction: str) -> Tensor:
     return {"none": lambda: x, "sum": x.sum, "mean": x.mean}[reduction]()
 
 
-def _cross_entropy_grad(grad: Tensor, logits: Tensor, target: Tensor, *, reduction: int, ignore_index: int) -> Tensor:
+def _cross_entropy_grad(
+    grad: Tensor, logits: Tensor, target: Tensor, *, reduction: int, ignore_index: int
+) -> Tensor:
     with torch.enable_grad():
         leaf = logits.detach().requires_grad_()
         name = ("none", "mean", "sum")[reduction]

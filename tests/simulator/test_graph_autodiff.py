@@ -76,7 +76,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "cat, stack": (lambda x, a, b: torch.cat([torch.stack([a, b], 1).flatten(0, 1), a], 0), ((4, 6), (4, 6))),
     "split": (lambda x, a: a.split(2, 1)[0] * a.chunk(3, 1)[2] + a.split([1, 2, 3], 1)[1], ((4, 6),)),
     "unbind": (lambda x, a: a.unbind(0)[0] * a.unbind(1)[2].sum(), ((4, 6),)),
-    "views": (lambda x, a: a.view(2, 2, 6).transpose(0, 2).permute(1, 2, 0).unsqueeze(1).squeeze(1), ((4, 6),)),
+    "views": (
+        lambda x, a: a.view(2, 2, 6).transpose(0, 2).permute(1, 2, 0).unsqueeze(1).squeeze(1),
+        ((4, 6),),
+    ),
     "expand": (lambda x, a: a.expand(3, 4, 6) + a[:, :1].expand(4, 6), ((4, 6),)),
     "reductions": (lambda x, a: a.sum(1) + a.mean(1) + a.sum() + a.mean() + a.sum((0, 1)), ((4, 6),)),
     "keepdim": (lambda x, a: a - a.mean(-1, keepdim=True) + a.sum(0, keepdim=True), ((4, 6),)),
@@ -86,7 +89,10 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "half and float": (lambda x, a: a.half().float() * a, ((4, 6),)),
     "conv2d": (lambda x, a, w, b: F.conv2d(a, w, b, padding=1), ((2, 3, 5, 5), (4, 3, 3, 3), (4,))),
     "pooling": (lambda x, a: F.max_pool2d(a, 2) + F.avg_pool2d(a, 2), ((2, 3, 4, 4),)),
-    "padding": (lambda x, a: F.pad(a, (1, 2)).sum(1) + F.pad(a[None], (1, 1), "reflect").sum(-1)[0], ((4, 6),)),
+    "padding": (
+        lambda x, a: F.pad(a, (1, 2)).sum(1) + F.pad(a[None], (1, 1), "reflect").sum(-1)[0],
+        ((4, 6),),
+    ),
     "attention": (
         lambda x, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         ((2, 4, 5), (2, 4, 5), (2, 4, 5)),

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
 from bert_ipu.simulator.graph.ir import Reduction
 from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.engine import Executable
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
-from torch import Tensor, nn
 
 STEPS, MICRO_BATCH = 4, 3
 
@@ -57,7 +58,9 @@ def simulate(spec: OptimizerSpec, reduction: Reduction) -> dict[str, Tensor]:
     return {name: executable.read_variable(name) for name, _ in module.named_parameters()}
 
 
-def reference(make: Callable[..., torch.optim.Optimizer], micro_batches: int, clip: float | None = None) -> dict[str, Tensor]:
+def reference(
+    make: Callable[..., torch.optim.Optimizer], micro_batches: int, clip: float | None = None
+) -> dict[str, Tensor]:
     module = Classifier()
     optimizer = make(module.parameters())
     for x, y in data(micro_batches):
@@ -144,7 +147,10 @@ def test_summed_gradients_take_a_step_as_many_times_larger() -> None:
 @pytest.mark.parametrize("kind", ["SGD2", "ADAMW"])
 def test_clipping_bounds_the_norm_of_all_gradients(kind: str) -> None:
     if kind == "SGD2":
-        compiled, make = spec(kind, 16.0, learningRate=0.1, max_grad_norm=0.05), lambda p: torch.optim.SGD(p, 0.1)
+        compiled, make = (
+            spec(kind, 16.0, learningRate=0.1, max_grad_norm=0.05),
+            lambda p: torch.optim.SGD(p, 0.1),
+        )
     else:
         compiled = spec(kind, 16.0, **ADAM, max_grad_norm=0.05)
         make = OPTIMIZERS["AdamW"][1]
