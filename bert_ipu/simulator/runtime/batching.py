@@ -266,7 +266,10 @@ class Batcher:
         for node, name in env.items():
             env[node] = self._placeholder(program, node, name)
         for node in nodes:
-            env[node] = self.lower(node, env)
+            if mutated(node) and node in crossing:
+                env[node] = env[node.args[1]]  # type: ignore[index]
+            else:
+                env[node] = self.lower(node, env)
         return [self.stacked(env[node]) for node in outputs] + [self.summed(env[node]) for node in crossing]
 
     def _placeholder(self, program: Program, node: fx.Node, name: Name) -> Operand:

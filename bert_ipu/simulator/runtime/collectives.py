@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.runtime.heartbeat import Heartbeat
 
-HEARTBEAT_FD = "BERT_IPU_HEARTBEAT_FD"
 BUCKET_BYTES = 16 << 20
 """Tensors are exchanged in buffers of this size, which bounds the memory it takes."""
 SMALL_BYTES = 32 << 10
@@ -27,32 +27,6 @@ SMALL_BYTES = 32 << 10
 POLL_S = 2e-3
 """Time in which the others usually come: polled without sleep, the core offered to whoever needs it."""
 LONGEST_SLEEP_S = 1e-3
-
-
-class Heartbeat:
-    """Tells poprun when this instance waits for the others, so that it is not taken for the hung one."""
-
-    def __init__(self) -> None:
-        number = os.environ.get(HEARTBEAT_FD, "")
-        self._pipe = int(number) if number else None
-
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Says so for the time of the block."""
-        self._say(f"wait {what}")
-        try:
-            yield
-        finally:
-            self._say("go")
-
-    def _say(self, line: str) -> None:
-        if self._pipe is None:
-            return
-        try:
-            os.write(self._pipe, f"{line}\n".encode())
-        except OSError:
-            # Whoever listened is gone, and with it the need to tell.
-            self._pipe = None
 
 
 class InstanceGroup:
@@ -224,6 +198,7 @@ def current_group() -> InstanceGroup:
         from mpi4py import MPI
 
         _groups.append(InstanceGroup(MPI.COMM_WORLD))
+        Heartbeat().watch()
     return _groups[-1]
 
 

@@ -74,10 +74,10 @@ class Executable:
             settings.instance * settings.replication_factor,
         )
         _number(program)
-        self.crossing: list[fx.Node] = crossing_nodes(program)
         self.plan = make_plan(program, settings, self.replication, self.numerics, params)
+        self.crossing = crossing_nodes(program) + self.plan.bypassed(program, self.replication)
         self.micro: MicroBatch = lower_micro_batch(
-            program, self.numerics, self.device, self.kernels, self.plan.batcher(program, self.replication)
+            program, self.numerics, self.device, self.kernels, self.crossing, self.plan.batcher(program, self.replication)
         )
         self.update: Update | None = None
         if any(is_outer(node) for node in program.operators()):

@@ -73,9 +73,13 @@ def lower_micro_batch(
     numerics: Numerics,
     device: torch.device,
     kernels: Kernels | None,
+    crossing: list[fx.Node],
     batcher: Callable[[Emitter], Batcher] | None = None,
 ) -> MicroBatch:
-    """Compile the program's normal context for one micro-batch at a time, or for a chunk with a batcher."""
+    """Compile the program's normal context for one micro-batch at a time, or for a chunk with a batcher.
+
+    `crossing`: what the update reads; an accumulation among them stands for the sum that it would add.
+    """
     code = Code("micro")
     emitter = Emitter(code, numerics, device, kernels, numerics.activation)
     nodes = normal_nodes(program)
@@ -91,7 +95,7 @@ def lower_micro_batch(
             env[node] = inputs[node.meta["input"]]
     outputs = [node for node in program.results() if not is_outer(node)]
     lower = _lower_each if batcher is None else batcher(emitter).lower_all
-    results = lower(emitter, program, nodes, env, outputs, crossing_nodes(program))
+    results = lower(emitter, program, nodes, env, outputs, crossing)
     return split(code, variables, inputs, results, written)
 
 
@@ -119,7 +123,10 @@ def _lower_each(
     crossing: list[fx.Node],
 ) -> list[Name]:
     for node in nodes:
-        env[node] = emitter.operator(node, *resolve(node, env))
+        if mutated(node) and node in crossing:
+            env[node] = env[node.args[1]]  # type: ignore[index]
+        else:
+            env[node] = emitter.operator(node, *resolve(node, env))
     return [env[node] for node in outputs + crossing]
 
 

@@ -6,13 +6,16 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from torch import fx
+
+from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.batching import Batcher
 from bert_ipu.simulator.runtime.batching_rules import RULES, SUM_RULES
 from bert_ipu.simulator.runtime.lowering import Emitter
-from bert_ipu.simulator.runtime.micro import crossing_nodes, normal_nodes, outer_nodes, written_variables
+from bert_ipu.simulator.runtime.micro import crossing_nodes, is_outer, normal_nodes, outer_nodes, written_variables
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.replication import Replication
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
@@ -45,6 +48,8 @@ class Plan:
     """All replicas see the same variables."""
     over_iterations: bool
     """Nothing changes between device iterations."""
+    whole: bool = False
+    """One chunk holds all micro-batches of an update."""
 
     def passes(self, settings: ExecutionSettings) -> list[range]:
         """Device iterations in groups that see the same variables."""
@@ -69,6 +74,21 @@ class Plan:
         for queue in queues:
             for start in range(0, len(queue), self.chunk):
                 yield queue[start : start + self.chunk]
+
+    def bypassed(self, program: Program, replication: Replication) -> list[fx.Node]:
+        """Accumulations that need no accumulator: one chunk has the whole sum, and it starts at zero."""
+        if not self.whole:
+            return []
+        results = set(program.results())
+        return [
+            node
+            for node in normal_nodes(program)
+            if node.target is ops.accumulate
+            and node.args[0].op == "placeholder"  # type: ignore[union-attr]
+            and node in replication.pooled
+            and node not in results
+            and all(is_outer(user) for user in node.users)
+        ]
 
     def batcher(self, program: Program, replication: Replication) -> Callable[[Emitter], Batcher] | None:
         """What lowers nodes for a chunk; None where micro-batches run one at a time."""
@@ -97,4 +117,4 @@ def make_plan(
         logger.debug("micro-batches run one at a time: %s", reason or "there is one, or batching is off")
         return Plan(1, over_replicas, False)
     chunk = batching.chunk_size(pool, batching.peak_bytes(program, numerics), params.chunk_bytes)
-    return Plan(chunk, over_replicas, frozen)
+    return Plan(chunk, over_replicas, frozen, whole=chunk == pool and over_replicas and not frozen)

@@ -44,12 +44,15 @@ class _Lowering:
     program: Program
     replication: Replication
     emitter: Emitter
+    crossing: list[fx.Node]
     chains: dict[fx.Node, AdamChain] = field(default_factory=dict)
     env: dict[fx.Node, Replicated] = field(default_factory=dict)
     raw: dict[fx.Node, Replicated] = field(default_factory=dict)
     """Values of micro-batches in the dtype they came in, for kernels that read it."""
 
     def run(self, node: fx.Node) -> None:
+        if node.target is ops.accumulator_zero and node.args[0] in self.crossing:
+            return  # its accumulator was never written
         if node in self.chains:
             self._fused(node, self.chains[node])
             return
@@ -165,7 +168,7 @@ def lower_update(
     emitter = Emitter(code, numerics, device, kernels, numerics.stored)
     chains = find_chains(outer_nodes(program), numerics.rounds) if fuse and kernels is not None else {}
     absorbed = {node for chain in chains.values() for node in chain.absorbed}
-    lowering = _Lowering(program, replication, emitter, chains)
+    lowering = _Lowering(program, replication, emitter, crossing, chains)
     parameters: list[Name] = []
     slots: list[tuple[str, int]] = []
     nodes = variable_nodes(program)
@@ -182,7 +185,7 @@ def lower_update(
         lowering.raw[node] = names
         lowering.env[node] = [_widen(emitter, node, name) for name in names]
     for node in program.operators():
-        if not is_outer(node) and mutated(node):
+        if not is_outer(node) and mutated(node) and node not in crossing:
             lowering.env[node] = lowering.env[_placeholder(node)]
     remaining = [node for node in outer_nodes(program) if node not in absorbed]
     lowering.reduce_ready(remaining)
@@ -203,7 +206,8 @@ def _placeholder(node: fx.Node) -> fx.Node:
 
 def _widen(emitter: Emitter, node: fx.Node, name: Name) -> Name:
     """A micro-batch's value in the dtype that the update computes in."""
-    dtype = node.meta["val"].dtype
+    held: Any = node.args[1] if mutated(node) else node
+    dtype = held.meta["val"].dtype
     numerics = emitter.numerics
     if numerics.activation(dtype) == numerics.stored(dtype):
         return name
