@@ -21,7 +21,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     add("--compile-only", action="store_true", help="compile for the configured IPUs and stop")
     add("--resume", action="store_true", help="go on from the newest checkpoint of train.output_dir")
     add("overrides", nargs="*", metavar="section.key=value", help="change a setting")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(PretrainConfig, arguments.config, arguments.overrides)
         backend = activate(config.ipu, arguments.compile_only)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from pathlib import Path
+from types import FrameType
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import bert_ipu
 from bert_ipu.backend import Backend
 from bert_ipu.config import PretrainConfig, config_from_values
 from bert_ipu.errors import ConfigError, DataError
 from bert_ipu.pretraining_data import PretrainDataset
-from bert_ipu.recorder import METRICS_NAME, read_metrics
+from bert_ipu.recorder import METRICS_NAME, Recorder, read_metrics
 from bert_ipu.records import Layout, Records, Rows, write_manifest, write_shard
 from bert_ipu.train import GeneratedRows, pretrain
 
@@ -123,3 +126,27 @@ def test_generated_rows_have_the_shapes_of_records(records: Path, tmp_path: Path
     assert [(t.shape, t.dtype) for t in generated] == [(t.shape, t.dtype) for t in real]
 
 
+
+
+def test_a_step_runs_through_at_most_ten_modules(
+    records: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measure of readability: our modules whose functions run from one step's end to the next's."""
+    package = Path(bert_ipu.__file__).parent
+    seen: set[str] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        path = Path(frame.f_code.co_filename)
+        if event == "call" and path.parent == package:
+            seen.add(path.stem)
+
+    recorded = Recorder.step
+
+    def step(self: Recorder, number: int, metrics: dict[str, float]) -> None:
+        recorded(self, number, metrics)
+        sys.setprofile(note if number < 3 else None)
+
+    monkeypatch.setattr(Recorder, "step", step)
+    pretrain(configured(records, tmp_path, train__steps=3, checkpoint__every_steps=0), SIMULATOR)
+    assert {"train", "sampler", "records", "pretraining_data", "optim"} <= seen
+    assert len(seen) <= 10, sorted(seen)
