@@ -116,12 +116,6 @@ def test_half_precision_sums_are_rounded_once() -> None:
     assert collectives._sum_in_order(rows).item() == 2050.0  # 2048 + 1 rounds back to 2048 in float16
 
 
-def test_heartbeat_without_poprun_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(collectives.HEARTBEAT_FD, raising=False)
-    with collectives.Heartbeat().waiting("anything"):
-        pass
-
-
 def test_errors_are_poptorch_errors() -> None:
     class Two:
         def Get_rank(self) -> int:

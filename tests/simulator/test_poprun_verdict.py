@@ -146,9 +146,16 @@ def test_last_error_otherwise_is_the_last_line() -> None:
 
 def test_last_error_of_a_hang_is_its_place() -> None:
     """The oracle is faulthandler itself."""
-    source = "import faulthandler, os\nfaulthandler.enable()\ndef here():\n    os.abort()\nhere()\n"
+    source = """
+import faulthandler, os, threading, time
+faulthandler.enable()
+threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+def here():
+    os.abort()
+here()
+"""
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, check=False)
-    assert last_error(done.stderr.splitlines()) == 'it was at File "<string>", line 4 in here'
+    assert last_error(done.stderr.splitlines()) == 'it was at File "<string>", line 6 in here'
 
 
 MPIRUN_SAYS = "-" * 74 + "\nprterun has exited due to process rank 1\nimproperly.\n" + "-" * 74 + "\n"

@@ -108,7 +108,7 @@ def _hang(instances: Sequence[Instance], heartbeat_s: float, now: float) -> Verd
             )
         if overdue and instance.still_s > heartbeat_s:
             others = ", ".join(str(i.index) for i in overdue)
-            reason = f"hangs: it computes and touches nothing for {instance.still_s:.0f} s, while "
+            reason = f"hangs: it goes round in a circle for {instance.still_s:.0f} s, while "
             return Verdict(
                 124, instance.index, f"{reason}{others} wait for it in {overdue[0].waits_for}", hung=True
             )

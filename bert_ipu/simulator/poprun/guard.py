@@ -60,13 +60,19 @@ def last_error(lines: Sequence[str]) -> str:
         raised = [i for i in range(starts[-1] + 1, len(text)) if re.match(r"[A-Za-z_][\w.]*(:|$)", text[i])]
         if raised:
             return "\n".join(text[raised[0] : raised[0] + 8]).strip()
-    fatal = [i for i, line in enumerate(text) if line.startswith("Fatal Python error")]
-    place = (
-        next((line.strip() for line in text[fatal[-1] :] if line.startswith('  File "')), "") if fatal else ""
-    )
+    place = _place_in_dump(text)
     if place:
         return f"it was at {place}"
     return next((line.strip() for line in reversed(text) if line.strip()), "")
+
+
+def _place_in_dump(text: Sequence[str]) -> str:
+    """Where a dump of faulthandler finds the main thread, which it lists last; empty where there is none."""
+    if not any(line.startswith("Fatal Python error") for line in text):
+        return ""
+    threads = [i for i, line in enumerate(text) if line.startswith(("Thread 0x", "Current thread 0x"))]
+    lines = text[threads[-1] :] if threads else []
+    return next((line.strip() for line in lines if line.startswith('  File "')), "")
 
 
 class Program:
@@ -109,11 +115,12 @@ class Program:
             self.stderr_tail.append(unfinished.decode(errors="replace"))
 
     def _listen(self, heartbeat: int) -> None:
-        """Reads the program's lines "wait WHAT" and "go" (runtime/collectives.py writes them)."""
+        """Reads the program's lines "wait WHAT", "go" and "beat" (runtime/heartbeat.py writes them)."""
         with os.fdopen(heartbeat, errors="replace") as lines:
             for line in lines:
                 verb, _, what = line.strip().partition(" ")
-                self.waits_for = what if verb == "wait" else ""
+                if verb != "beat":
+                    self.waits_for = what
                 self.pulse.beat()
 
     def report(self) -> dict[str, Any]:

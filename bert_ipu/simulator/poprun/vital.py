@@ -1,7 +1,7 @@
 """Signs of life of a running program, read from /proc: does it compute, read, write or touch memory?
 
 Needs nothing from the program, so that any command can be watched. What only the program can know, that it
-waits for the other instances, it says itself (`runtime/collectives.py`).
+waits for the other instances or gets on in silence, it says itself (`runtime/heartbeat.py`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What an instance says of its own life to the guard that poprun has set beside it.
 
-The guard sees from outside whether a process computes, moves bytes or touches memory. It cannot see that an
-instance only waits for the others, nor tell a long computation in memory it has from a loop that goes nowhere;
-this does.
+The guard sees from outside whether a process computes, moves bytes or touches memory. It cannot see that
+an instance only waits for the others, nor tell a long computation in memory it has from a loop that goes
+nowhere; this does.
 """
 
 from __future__ import annotations
