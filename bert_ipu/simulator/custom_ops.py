@@ -8,7 +8,7 @@ A library written against the PopART and Poplar API is compiled with plain g++ a
     is_registered("com.acme", "Cube", 1)
     op = CompiledOp("com.acme", "Cube", 1, [TensorSpec((1, 8), torch.float32)] * 2, attributes={})
     op.output_specs                                               # what setup() said, before anything runs
-    op.updates                                                    # inputs an op changes in place, e.g. {0: 0}: input -> output
+    op.updates                                                    # changed in place, e.g. {0: 0}: input -> output
     outputs = op.run([x, bias])                                   # inputs untouched; new tensors come back
     op.run_in_place([accumulator, gradient, indices])             # inputs named by `updates` are changed, not copied
     for grad in op.gradient():                                    # one CompiledGrad per op of getGradOps()
@@ -83,7 +83,7 @@ class GradSource(NamedTuple):
     """Where one input of a gradient op comes from: a forward input, a forward output, or an output's gradient."""
 
     kind: Literal["in", "out", "grad_out"]
-    index: int
+    position: int
 
 
 class StepCost(NamedTuple):
@@ -152,19 +152,19 @@ class CompiledOp:
         self._op = self._graph.add_op(
             domain, name, version, dict(enumerate(ids)), attributes=attributes or {}, isolate=isolate
         )
-        self._adopt(f"{domain}.{name}:{version}")
+        self._adopt()
 
     @classmethod
-    def _wrap(cls, graph: abi.IrHandle, op: int, title: str, *, isolate: bool = True) -> CompiledOp:
-        """Compile an op that already exists in `graph`."""
+    def from_graph(cls, graph: abi.IrHandle, op: int, *, isolate: bool = True) -> CompiledOp:
+        """Compile an op that already exists in `graph`, such as one a pattern inserted."""
         compiled = cls.__new__(cls)
         compiled._graph, compiled._op, compiled._isolate = graph, op, isolate
-        compiled._adopt(title)
+        compiled._adopt()
         return compiled
 
-    def _adopt(self, title: str) -> None:
-        self.title = title
+    def _adopt(self) -> None:
         info = self._graph.describe_op(self._op)
+        self.title: str = info["title"]
         self.input_specs: tuple[TensorSpec, ...] = tuple(_spec(entry) for entry in info["inputs"])
         self.output_specs: tuple[TensorSpec, ...] = tuple(_spec(entry) for entry in info["outputs"])
         self.requires_random_seed: bool = info["requires_random_seed"]
@@ -223,7 +223,9 @@ class CompiledOp:
                 raise CustomOpError(f"{self.title}: input {index} is {tensor.dtype}, compiled for {dtype}")
             tensor = tensor.to(dtype)
         if tensor.shape != shape:
-            raise CustomOpError(f"{self.title}: input {index} has shape {tuple(tensor.shape)}, compiled for {shape}")
+            raise CustomOpError(
+                f"{self.title}: input {index} has shape {tuple(tensor.shape)}, compiled for {shape}"
+            )
         if not tensor.is_contiguous():
             if in_place and index in self.updates:
                 raise CustomOpError(f"{self.title}: input {index} is updated in place and must be contiguous")
@@ -252,8 +254,8 @@ class CompiledGrad(CompiledOp):
     def _from(cls, graph: abi.IrHandle, entry: dict[str, Any], *, isolate: bool) -> CompiledGrad:
         grad = cls.__new__(cls)
         grad._graph, grad._op, grad._isolate = graph, entry["op"], isolate
-        grad._adopt(entry["title"])
-        grad.sources = tuple(GradSource(kind, index) for kind, index in entry["sources"])
+        grad._adopt()
+        grad.sources = tuple(GradSource(kind, position) for kind, position in entry["sources"])
         grad.targets = {int(k): v for k, v in entry["targets"].items()}
         return grad
 

@@ -48,7 +48,9 @@ def runtime() -> ctypes.CDLL:
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     if library.popemu_api_version() != API_VERSION:
-        raise CustomOpError(f"{path} has C interface {library.popemu_api_version()}, Python expects {API_VERSION}")
+        raise CustomOpError(
+            f"{path} has C interface {library.popemu_api_version()}, Python expects {API_VERSION}"
+        )
     codelets = cache_root() / "codelets"
     codelets.mkdir(parents=True, exist_ok=True)
     library.popemu_configure(compiler().encode(), str(INCLUDE).encode(), str(codelets).encode())
@@ -149,7 +151,11 @@ class IrHandle:
         """Add a tensor; kind is 'activation', 'variable', 'constant' or 'stream'."""
         extents = (_long * len(shape))(*shape)
         name = _NAMES[dtype].encode()
-        check(self._library.popemu_ir_add_tensor(self._address, tensor_id.encode(), kind.encode(), name, extents, len(shape)))
+        check(
+            self._library.popemu_ir_add_tensor(
+                self._address, tensor_id.encode(), kind.encode(), name, extents, len(shape)
+            )
+        )
 
     def add_op(
         self,
@@ -179,6 +185,10 @@ class IrHandle:
         """Name the tensors that must survive every pattern."""
         check(self._library.popemu_ir_set_anchors(self._address, _strings(tensor_ids), len(tensor_ids)))
 
+    def set_accumulation(self, factor: int) -> None:
+        """Say over how many micro-batches gradients are accumulated."""
+        check(self._library.popemu_ir_set_accumulation(self._address, factor))
+
     def constrain(self, before: int, after: int, *, tied: bool = False) -> None:
         """Require that one op runs before another."""
         check(self._library.popemu_ir_constrain(self._address, before, after, int(tied)))
@@ -198,7 +208,9 @@ class IrHandle:
         switches = (_int * len(settings))(*(int(on) for on in settings.values()))
         names = _strings(list(settings))
         edits: list[dict[str, Any]] = fetch_json(
-            self._library.popemu_ir_run_patterns(self._address, phase.encode(), names, switches, len(settings))
+            self._library.popemu_ir_run_patterns(
+                self._address, phase.encode(), names, switches, len(settings)
+            )
         )
         return edits
 
@@ -256,7 +268,11 @@ class _Attributes:
             floats = (ctypes.c_float * count)(*(_checked_float32(v) for v in values))
             check(library.popemu_attributes_set_floats(self.address, name, floats, count, int(is_list)))
         elif isinstance(first, str):
-            check(library.popemu_attributes_set_strings(self.address, name, _strings(values), count, int(is_list)))
+            check(
+                library.popemu_attributes_set_strings(
+                    self.address, name, _strings(values), count, int(is_list)
+                )
+            )
         else:
             raise CustomOpError(
                 f"attribute {key!r} is {type(first).__name__}; allowed: int, float, str, or a list of one of these"

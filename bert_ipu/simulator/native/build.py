@@ -61,7 +61,15 @@ def build_runtime(flags: Sequence[str] = (), jobs: int | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         objects = list(pool.map(lambda source: _compile_object(source, flags), sources))
-    link = [compiler(), "-shared", *flags, *map(str, objects), "-ldl", "-Wl,--no-undefined", f"-Wl,-soname,{RUNTIME_NAME}"]
+    link = [
+        compiler(),
+        "-shared",
+        *flags,
+        *map(str, objects),
+        "-ldl",
+        "-Wl,--no-undefined",
+        f"-Wl,-soname,{RUNTIME_NAME}",
+    ]
     for name in SDK_LIBRARIES:
         _write_atomically(folder / f"lib{name}.so", f"INPUT({RUNTIME_NAME})\n")
     _run_into(link, library)
@@ -83,13 +91,17 @@ def compile_library(
     runtime = build_runtime(runtime_flags)
     folder = runtime.parent
     if output is None:
-        neighbours = sorted({p for s in sources for p in s.parent.iterdir() if p.suffix in {".cpp", ".hpp", ".h"}})
+        neighbours = sorted(
+            {p for s in sources for p in s.parent.iterdir() if p.suffix in {".cpp", ".hpp", ".h"}}
+        )
         stem = sources[0].stem
         output = folder / "ops" / _digest(neighbours, [*map(str, sources), *flags]) / f"lib{stem}.so"
     if output.exists():
         return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    libraries = [f"-l{name}" for name in ("popart", "poplar", "poplin", "popnn", "popops", "poputil", "poprand")]
+    libraries = [
+        f"-l{name}" for name in ("popart", "poplar", "poplin", "popnn", "popops", "poputil", "poprand")
+    ]
     command = [compiler(), *flags, *runtime_flags, "-O2", "-fPIC", "-shared", *map(str, sources)]
     command += [f"-I{INCLUDE}", f"-L{folder}", f"-Wl,-rpath,{folder}", *libraries]
     _run_into(command, output)

@@ -82,6 +82,7 @@ struct Step {
   virtual void visit(const std::function<void(Step &)> &visitor) {
     visitor(*this);
   }
+  bool runsVertices = false; // code of the user, which may write anywhere
   std::string name;
   Cost cost;
   std::vector<Variable *> reads;

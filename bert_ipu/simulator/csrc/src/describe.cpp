@@ -91,7 +91,8 @@ std::string describeOp(const Op &op) {
     updates += (updates.empty() ? "" : ",") +
                quoted(std::to_string(entry.first)) + ":" +
                std::to_string(entry.second);
-  return "{\"inputs\":[" + inputs + "],\"outputs\":[" + outputs +
+  return "{\"title\":" + quoted(logging::format("{}", op.opid)) +
+         ",\"inputs\":[" + inputs + "],\"outputs\":[" + outputs +
          "],\"updates\":{" + updates + "},\"requires_random_seed\":" +
          (op.requiresRandomSeed() ? "true" : "false") + ",\"attributes\":" +
          attributesOf(op) + "}";

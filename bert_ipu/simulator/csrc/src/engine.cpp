@@ -49,8 +49,9 @@ Engine::Engine(poplar::Graph graph, const poplar::program::Sequence &program,
   for (const auto &output : outputs) {
     Operand value(output);
     Variable *direct = wholeVariable(output);
-    // The caller's memory can stand for a variable only if nothing else does.
-    if (direct && (direct->isConstant || !direct->initial.empty() ||
+    // The caller's memory can stand for a variable only if nothing else does,
+    // and if no vertex could overrun it: own memory has guard bytes.
+    if (direct && (runsVertices_ || direct->isConstant || !direct->initial.empty() ||
                    contains(inputs_, direct) || contains(taken, direct) ||
                    contains(seeds_, direct)))
       direct = nullptr;
@@ -77,6 +78,7 @@ Engine::Engine(poplar::Graph graph, const poplar::program::Sequence &program,
 void Engine::collect() {
   program_->visit([this](Step &step) {
     step.prepare();
+    runsVertices_ |= step.runsVertices;
     costs_.push_back({step.name, step.cost});
     for (Variable *variable : step.reads)
       if (!contains(used_, variable))

@@ -60,6 +60,7 @@ private:
   std::vector<Variable *> used_;
   std::vector<Variable *> written_;
   std::vector<StepCost> costs_;
+  bool runsVertices_ = false;
   std::mutex mutex_;
 };
 

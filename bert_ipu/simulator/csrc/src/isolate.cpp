@@ -1,5 +1,7 @@
 #include "isolate.hpp"
 
+#include <cerrno>
+#include <csignal>
 #include <cstdlib>
 #include <cstring>
 #include <sys/wait.h>
@@ -17,6 +19,9 @@ constexpr int calledExit = 113;
   // Registered last, so it runs first: none of the process's own exit handlers
   // run in this copy of it.
   std::atexit([] { _exit(calledExit); });
+  // Nor its crash reporters: the parent tells what happened.
+  for (int signal : {SIGABRT, SIGSEGV, SIGBUS, SIGFPE, SIGILL})
+    std::signal(signal, SIG_DFL);
   try {
     action();
   } catch (...) {

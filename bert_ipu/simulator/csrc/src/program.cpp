@@ -183,7 +183,9 @@ struct PrintStep : Step {
 
 struct ExecuteStep : Step {
   explicit ExecuteStep(std::shared_ptr<ComputeSetData> set)
-      : set(std::move(set)) {}
+      : set(std::move(set)) {
+    runsVertices = true;
+  }
   void prepare() override {
     set->bind();
     name = set->name;

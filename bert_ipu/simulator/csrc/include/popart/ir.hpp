@@ -8,6 +8,7 @@
 
 #include <popart/graph.hpp>
 #include <popart/names.hpp>
+#include <popart/patterns/patterns.hpp>
 #include <popart/sessionoptions.hpp>
 
 namespace popart {

@@ -6,6 +6,7 @@
 #include <poplar/Graph.hpp>
 #include <poplar/Type.hpp>
 #include <popart/names.hpp>
+#include <popart/popx/opx.hpp>
 #include <popart/tensorinfo.hpp>
 
 namespace popart {
