@@ -1,0 +1,103 @@
+"""Random numbers: published test vectors, the C++ kernel against plain torch, and what a draw depends on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bert_ipu.simulator.runtime import numerics, random
+from bert_ipu.simulator.runtime.native import load_kernels
+from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
+
+CPU = torch.device("cpu")
+
+
+def draws(*places: tuple[int, int], seed: int = 7, native: bool = True) -> Draws:
+    return Draws(seed_key(seed), make_places(list(places)), load_kernels() if native else None)
+
+
+# Random123's kat_vectors: philox4x32, 10 rounds; counter and key of zeros, of ones, and of pi's digits.
+VECTORS = [
+    ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), VECTORS)
+def test_philox_gives_the_published_words(counter: list[int], key: list[int], expected: list[int]) -> None:
+    words = random._philox([torch.tensor([word]) for word in counter], key)
+    assert [int(word) for word in words] == expected
+
+
+@pytest.mark.cpp
+def test_the_kernel_draws_what_torch_draws() -> None:
+    places = [(1, 5), (2, 5), (3, 2**31 + 6)]
+    native, plain = draws(*places, seed=2**40 + 3), draws(*places, seed=2**40 + 3, native=False)
+    for elements in (1, 63, 64, 65, 1000):
+        assert torch.equal(random.random_words(native, 9, elements), random.random_words(plain, 9, elements))
+
+
+@pytest.mark.cpp
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_kernel_equals_torch(dtype: torch.dtype) -> None:
+    x = torch.randn(2 * 37, 11).to(dtype)
+    places = [(0, 1), (4, 1)]
+    native = random.dropout(x, 0.3, draws(*places), 5)
+    assert torch.equal(native, random.dropout(x, 0.3, draws(*places, native=False), 5))
+
+
+def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
+    out = random.dropout(torch.ones(1 << 20), 0.1, draws((0, 0)), 1)
+    assert abs(float((out == 0).float().mean()) - 0.1) < 1e-3
+    assert abs(float(out.mean()) - 1) < 1.5e-3
+
+
+def test_a_draw_depends_on_seed_step_stream_and_operator_only() -> None:
+    base = random.random_words(draws((3, 8)), 2, 256)
+    together = random.random_words(draws((1, 8), (3, 8)), 2, 256)
+    assert torch.equal(together[1:], base)
+    for other in (draws((3, 9)), draws((2, 8)), draws((3, 8), seed=8)):
+        assert (random.random_words(other, 2, 256) == base).float().mean() < 0.05
+    assert (random.random_words(draws((3, 8)), 3, 256) == base).float().mean() < 0.05
+
+
+def test_uniform_and_normal_have_their_moments() -> None:
+    uniform = random.uniform((1 << 19,), draws((0, 0)), 1, CPU)
+    assert abs(float(uniform.mean()) - 0.5) < 2e-3 and abs(float(uniform.var()) - 1 / 12) < 1e-3
+    normal = random.normal((1 << 19,), draws((0, 0)), 1, CPU)
+    assert abs(float(normal.mean())) < 5e-3 and abs(float(normal.var()) - 1) < 1e-2
+
+
+@pytest.mark.parametrize("native", [pytest.param(True, marks=pytest.mark.cpp), False])
+@pytest.mark.parametrize("value", [1.0 + 2**-12, 3.1415926, 100.03, 2.0**-15 * 1.37, 2.0**-25, 3e-8])
+def test_stochastic_rounding_is_unbiased(value: float, native: bool) -> None:
+    for sign in (1.0, -1.0):
+        x = torch.full((1 << 18,), sign * value)
+        rounded = numerics.round_half_stochastic(x.clone(), draws((0, 0), native=native), 1)
+        down, up = sorted({float(v) for v in rounded.unique()} | {float(x[0].half())})[:2] or (0.0, 0.0)
+        assert torch.equal(rounded, rounded.half().float())
+        assert abs(float(rounded.double().mean()) - sign * value) < 4 * (up - down) / 2 / 512 + 1e-12
+        assert rounded.unique().numel() == 2
+
+
+@pytest.mark.cpp
+def test_rounding_kernels_equal_torch() -> None:
+    x = torch.cat([torch.randn(4001) * scale for scale in (1e-8, 1e-5, 1.0, 3e4)])
+    x = torch.cat([x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 65504.0, 65519.0, 65520.0, 1e30])])
+    kernels = load_kernels()
+    assert torch.equal(numerics.round_half(x.clone(), kernels), x.half().float())
+    places = draws((0, 3)), draws((0, 3), native=False)
+    native, plain = (numerics.round_half_stochastic(x.clone(), each, 4) for each in places)
+    assert torch.equal(native, plain)
+    assert numerics.round_half_stochastic(torch.tensor([torch.nan]), places[0], 4).isnan()
+
+
+def test_stochastic_rounding_keeps_half_values_and_overflows_to_infinity() -> None:
+    exact = torch.arange(-2048, 2049).float()
+    assert torch.equal(numerics.round_half_stochastic(exact.clone(), draws((0, 0)), 1), exact)
+    assert numerics.round_half_stochastic(torch.tensor([1e6, -1e6]), draws((0, 0)), 1).tolist() == [torch.inf, -torch.inf]
