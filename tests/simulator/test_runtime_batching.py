@@ -1,0 +1,138 @@
+"""Micro-batches run together, against torch run on each alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bert_ipu.simulator.compiler import CompileRequest, compile_program
+from bert_ipu.simulator.graph import capture, ops
+from bert_ipu.simulator.graph.ir import Reduction
+from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
+from bert_ipu.simulator.params import SimulatorParams
+from bert_ipu.simulator.runtime.engine import Executable
+from bert_ipu.simulator.runtime.settings import ExecutionSettings
+
+B, S, H = 3, 4, 6
+COUNT = 4
+
+# What a model does with its input x [B, S, H] and its weights w [H, H], v [H], e [9, H].
+CASES: dict[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = {
+    "linear": lambda x, p: F.linear(x, p["w"], p["v"]),
+    "matmul": lambda x, p: torch.matmul(x, p["w"]),
+    "attention": lambda x, p: torch.softmax(torch.matmul(x, x.transpose(-1, -2)) * 0.3, dim=-1) @ x * p["v"],
+    "layer_norm": lambda x, p: F.layer_norm(x, (H,), p["v"], p["v"] * 2),
+    "gelu": lambda x, p: F.gelu(x * p["v"]),
+    "tanh": lambda x, p: torch.tanh(x + p["v"]),
+    "broadcast": lambda x, p: x[:, :1] * p["v"] + x,
+    "permuted": lambda x, p: (x * p["v"]).permute(2, 0, 1).reshape(H, -1).sum(1),
+    "heads": lambda x, p: F.linear(x, p["w"]).view(B, S, 2, 3).permute(2, 0, 1, 3)[1] * 2,
+    "transposed": lambda x, p: (x * p["v"]).transpose(0, 1)[1],
+    "reduced": lambda x, p: (x * p["v"]).mean(dim=(0, 2)) + x.sum() + x.amax(dim=1).mean(),
+    "embedding": lambda x, p: F.embedding((x[..., 0].abs() * 3).int().clamp(max=8), p["e"]),
+    "gathered": lambda x, p: torch.gather(x * p["v"], 1, (x[:, :2].abs() * 2).long().clamp(max=3)),
+    "joined": lambda x, p: torch.cat([x * p["v"], x], dim=0) + torch.stack([x, x], dim=0).reshape(2 * B, S, H),
+    "sliced": lambda x, p: (x * p["v"])[:, 1:3, ::2],
+    "split": lambda x, p: torch.split(x * p["v"], 2, dim=2)[1] + torch.unbind(x, dim=1)[0][:, None, :2],
+    "where": lambda x, p: torch.where(x > 0, x * p["v"], p["v"]),
+    "expanded": lambda x, p: (x[:, 0] * p["v"]).unsqueeze(0).expand(2, B, H) * 2,
+    "cumulative": lambda x, p: torch.cumsum(x * p["v"], dim=1),
+    "vector": lambda x, p: torch.matmul(x[0, 0], p["w"]) + x[1, 1],
+    "no rule": lambda x, p: torch.roll(x * p["v"], 1, 0),
+}
+
+
+class Model(nn.Module):
+    def __init__(self, function: Callable[[Tensor, dict[str, Tensor]], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.w, self.v = nn.Parameter(torch.randn(H, H)), nn.Parameter(torch.randn(H))
+        self.e = nn.Parameter(torch.randn(9, H))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, {"w": self.w, "v": self.v, "e": self.e})
+
+
+def inputs() -> Tensor:
+    return torch.randn(COUNT * B, S, H, generator=torch.Generator().manual_seed(3))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_inference(name: str) -> None:
+    model = Model(CASES[name]).eval()
+    program = compile_program(CompileRequest(model, model, (inputs()[:B],)))
+    executable = Executable(program, ExecutionSettings(device_iterations=COUNT), SimulatorParams())
+    assert executable.plan.chunk == COUNT
+    (found,) = executable.run([inputs()])
+    with torch.no_grad():
+        parts = [model(rows) for rows in inputs().split(B)]
+    expected = torch.stack(parts) if parts[0].dim() == 0 else torch.cat(parts)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("name", CASES)
+def test_training(name: str, replicas: int) -> None:
+    model = Model(CASES[name])
+    before = {key: value.detach().clone() for key, value in model.named_parameters()}
+
+    def forward(x: Tensor) -> Tensor:
+        loss: Tensor = capture.current().emit(ops.identity_loss, model(x).square(), reduction="mean")
+        return loss
+
+    group = {"learningRate": Attribute(0.1), "momentum": Attribute(0.0), "weightDecay": Attribute(0.0)}
+    used = [key for key, value in _gradients(model).items() if value is not None]
+    accumulation = COUNT // replicas
+    request = CompileRequest(
+        forward,
+        model,
+        (inputs()[:B],),
+        training=True,
+        optimizer=OptimizerSpec("SGD1", (group,), dict.fromkeys(used, 0)),
+        reduction=Reduction(accumulation, replicas),
+    )
+    settings = ExecutionSettings(gradient_accumulation=accumulation, replication_factor=replicas)
+    executable = Executable(compile_program(request), settings, SimulatorParams())
+    assert executable.plan.chunk == COUNT
+    executable.run([inputs()])
+    for key, gradient in _gradients(model).items():
+        if gradient is not None:
+            expected = before[key] - 0.1 * gradient
+            torch.testing.assert_close(executable.read_variable(key), expected, rtol=1e-5, atol=1e-5)
+
+
+def _gradients(model: Model) -> dict[str, Tensor | None]:
+    """Means over the micro-batches, by torch's autograd on each."""
+    model.zero_grad()
+    for rows in inputs().split(B):
+        (model(rows).square().mean() / COUNT).backward()
+    return {key: value.grad for key, value in model.named_parameters()}
+
+
+def test_dropout_is_the_same_in_a_chunk_and_alone() -> None:
+    model = nn.Dropout(0.4)
+    x = torch.ones(COUNT * B, S, H)
+    settings = ExecutionSettings(device_iterations=COUNT, seed=5)
+    found = []
+    for batched in (True, False):
+        program = compile_program(CompileRequest(model, model, (x[:B],)))
+        params = SimulatorParams(batch_micro_batches=batched)
+        found.append(Executable(program, settings, params).run([x])[0])
+    assert torch.equal(found[0], found[1])
+    first, second = found[0].split(B)[:2]
+    assert not torch.equal(first, second)
+
+
+def test_chunks_fit_the_memory_they_are_given() -> None:
+    model = Model(CASES["linear"])
+    program = compile_program(CompileRequest(model, model, (inputs()[:B],)))
+    settings = ExecutionSettings(device_iterations=COUNT)
+    small = Executable(program, settings, SimulatorParams(chunk_bytes=2 * B * S * H * 4))
+    assert small.plan.chunk == 2
+    (found,) = small.run([inputs()])
+    torch.testing.assert_close(found, model(inputs()).detach())
