@@ -102,8 +102,8 @@ def rank_places(
 
     `start` is the absolute place of the step's first sample.  Ranks take turns of `block` consecutive samples
     (default: one turn per step), so that a step's samples meet the same replicas however these are spread
-    over instances: with `block` = samples of an instance in one device iteration, every layout of the same
-    replicas sees the same micro-batches.
+    over instances: with `block` = one micro-batch of each of an instance's replicas, every replica of
+    every layout sees the same micro-batches.
     """
     if not 0 <= rank < world or samples_per_step % world:
         raise ConfigError(

@@ -180,10 +180,11 @@ def _compile(executor: Any, task: Task, state: TrainingState) -> None:
 def _batches(task: Task, options: Any, state: TrainingState) -> Iterator[Batch]:
     """This instance's batches from the state's position to the last step."""
     config, world = task.config, task.world
-    rows_per_update = config.global_batch_size // world.size
+    # Instances take turns as replicas do, so that a row meets the same replica, and dropout, in every layout.
+    rows_of_replicas = config.ipu.micro_batch_size * config.ipu.replication_factor // world.size
     sampler = StreamSampler(
         len(task.dataset), config.train.seed, config.samples_per_step, task.total_steps - state.step,
-        state.position, world.rank, world.size, block=rows_per_update)
+        state.position, world.rank, world.size, block=rows_of_replicas)
     modes = poptorch.DataLoaderMode
     loader = poptorch.DataLoader(
         options, task.dataset, batch_size=config.ipu.micro_batch_size, num_workers=config.data.workers,
