@@ -46,6 +46,8 @@ class Job:
     max_sequences_per_pack: int
     lowercase: bool
     seed: int
+    held_out_every: int = 0
+    """Every so many-th piece goes to a data set of its own, OUT/held_out; 0: none."""
 
     @property
     def parts(self) -> Path:
@@ -55,6 +57,17 @@ class Job:
     def part(self, number: int) -> Path:
         """The file of a piece's sequences."""
         return self.parts / f"part-{number:06d}.npz"
+
+    def splits(self, pieces: int) -> dict[Path, list[int]]:
+        """The parts of each data set, by directory; the main one comes last."""
+        held_out = [part for part in range(pieces) if self.held_out_every and part % self.held_out_every == 0]
+        if self.held_out_every and len(held_out) in (0, pieces):
+            raise DataError(
+                f"The input is {pieces} pieces of {PIECE_BYTES >> 20} MB; one of each {self.held_out_every} cannot "
+                "be held out. Give more text, or prepare held-out files as a data set of their own."
+            )
+        training = sorted(set(range(pieces)) - set(held_out))
+        return {self.out / "held_out": held_out, self.out: training} if held_out else {self.out: training}
 
     def layout(self) -> Layout:
         """The layout of the records."""
@@ -142,26 +155,27 @@ def encode_piece(job: Job, piece: Piece) -> int:
 class Group(NamedTuple):
     """Consecutive parts that become one shard."""
 
+    directory: Path
     number: int
-    parts: range
+    parts: list[int]
 
 
-def groups(job: Job, pieces: int) -> Iterator[Group]:
-    """All groups: parts in order, a new group once GROUP_TOKENS are reached."""
+def groups(job: Job, directory: Path, parts: list[int]) -> Iterator[Group]:
+    """The groups of a data set: its parts in order, a new group once GROUP_TOKENS are reached."""
     number = first = tokens = 0
-    for part in range(pieces):
+    for place, part in enumerate(parts, 1):
         with np.load(job.part(part)) as content:
             tokens += int(content["first_lengths"].sum()) + int(content["second_lengths"].sum())
-        if tokens >= GROUP_TOKENS or part == pieces - 1:
-            yield Group(number, range(first, part + 1))
-            number, first, tokens = number + 1, part + 1, 0
+        if tokens >= GROUP_TOKENS or place == len(parts):
+            yield Group(directory, number, parts[first:place])
+            number, first, tokens = number + 1, place, 0
 
 
 def write_group(job: Job, group: Group) -> Shard:
     """Pack the sequences of a group, shuffle the rows and write them as a shard."""
     sequences = _read_parts(job, group.parts)
     layout = job.layout()
-    path = job.out / f"rows-{group.number:05d}.bin"
+    path = group.directory / f"rows-{group.number:05d}.bin"
     if path.exists():
         return Shard(path.name, group.number, path.stat().st_size // layout.dtype().itemsize)
     lengths = (
@@ -171,15 +185,11 @@ def write_group(job: Job, group: Group) -> Shard:
     strategies = pack_histogram(histogram, job.sequence_length, job.max_sequences_per_pack)
     members = assign(lengths, strategies, job.max_sequences_per_pack, seed=job.seed + group.number)
     vocabulary = _vocabulary(job.vocab_file)
-    return write_shard(
-        job.out,
-        group.number,
-        build_rows(sequences, members, layout, vocabulary["[CLS]"], vocabulary["[SEP]"]),
-        layout,
-    )
+    rows = build_rows(sequences, members, layout, vocabulary["[CLS]"], vocabulary["[SEP]"])
+    return write_shard(group.directory, group.number, rows, layout)
 
 
-def _read_parts(job: Job, parts: range) -> Sequences:
+def _read_parts(job: Job, parts: list[int]) -> Sequences:
     fields: list[list[np.ndarray]] = [[] for _ in Sequences._fields]
     for part in parts:
         with np.load(job.part(part)) as content:
@@ -220,11 +230,11 @@ def _runs(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - np.cumsum(lengths) + lengths, lengths) + np.arange(lengths.sum())
 
 
-def summary(job: Job, pieces: int) -> tuple[Counter[str], np.ndarray]:
-    """Counts over all parts, and the histogram of sequence lengths, [sequence_length + 1]."""
+def summary(job: Job, parts: list[int]) -> tuple[Counter[str], np.ndarray]:
+    """Counts over parts, and the histogram of sequence lengths, [sequence_length + 1]."""
     counts: Counter[str] = Counter()
     histogram = np.zeros(job.sequence_length + 1, np.int64)
-    for part in range(pieces):
+    for part in parts:
         with np.load(job.part(part)) as content:
             counts.update(json.loads(content["counts"].tobytes()))
             lengths = content["first_lengths"].astype(np.int64) + content["second_lengths"]

@@ -91,6 +91,13 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         "--pack", type=int, nargs="?", const=DEFAULT_PACK, default=1, metavar="SEQUENCES",
         help=f"put up to SEQUENCES sequences in a row (default without a number: {DEFAULT_PACK})",
     )  # fmt: skip
+    parser.add_argument(
+        "--held-out",
+        type=int,
+        default=0,
+        metavar="N",
+        help="put every N-th MB of the input into OUT/held_out",
+    )
     parser.add_argument("--cased", action="store_true", help="keep upper case and accents")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
@@ -109,7 +116,7 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
         )
     job = Job(
         tuple(options.inputs), options.vocab, options.out, options.sequence_length, options.pack,
-        not options.cased, options.seed,
+        not options.cased, options.seed, options.held_out,
     )  # fmt: skip
     started = time.time()
     if (job.out / MANIFEST_NAME).exists():
@@ -121,10 +128,13 @@ def run(options: argparse.Namespace, ranks: Ranks) -> None:
     ranks.barrier()
     pieces = encode_all(job, reader, ranks, options.workers)
     ranks.barrier()
-    shards = assemble_all(job, pieces, ranks, options.workers)
-    ranks.barrier()
+    if not pieces:
+        raise DataError(_no_text(job))
+    for directory, parts in job.splits(pieces).items():
+        assemble(job, directory, parts, ranks, options.workers)
     if ranks.rank == 0:
-        finish(job, pieces, shards, time.time() - started)
+        shutil.rmtree(job.parts)
+        print(f"{job.out} is whole after {time.time() - started:.0f} s")
 
 
 def encode_all(job: Job, reader: Reader, ranks: Ranks, workers: int) -> int:
@@ -154,16 +164,18 @@ def encode_all(job: Job, reader: Reader, ranks: Ranks, workers: int) -> int:
     return pieces
 
 
-def assemble_all(job: Job, pieces: int, ranks: Ranks, workers: int) -> list[Shard]:
-    """Write this rank's shards; rank 0 gets the manifest entries of all, once all are written."""
-    everything = list(groups(job, pieces)) if pieces else []
+def assemble(job: Job, directory: Path, parts: list[int], ranks: Ranks, workers: int) -> None:
+    """Make a data set of parts: all ranks write shards, then rank 0 writes what completes it."""
+    directory.mkdir(exist_ok=True)
+    everything = list(groups(job, directory, parts))
     mine = [(job, group) for group in everything if group.number % ranks.size == ranks.rank]
-    for _ in tqdm(
-        mapped(write_group, mine, workers), total=len(mine), desc="packing", disable=ranks.rank > 0
-    ):
+    written = mapped(write_group, mine, workers)
+    for _ in tqdm(written, total=len(mine), desc="packing", disable=ranks.rank > 0):
         pass
     ranks.barrier()
-    return [write_group(job, group) for group in everything] if ranks.rank == 0 else []
+    if ranks.rank == 0:
+        finish(job, directory, parts, [write_group(job, group) for group in everything])
+    ranks.barrier()
 
 
 def mapped(
@@ -192,36 +204,35 @@ def mapped(
                 future.cancel()
 
 
-def finish(job: Job, pieces: int, shards: list[Shard], seconds: float) -> None:
-    """Write the report, the picture and, last, the manifest; remove the parts."""
-    counts, histogram = summary(job, pieces)
+def finish(job: Job, directory: Path, parts: list[int], shards: list[Shard]) -> None:
+    """Write the report, the picture and, last, the manifest of a data set."""
+    counts, histogram = summary(job, parts)
     if not counts["sequences"]:
-        raise DataError(
-            f"No text was found in {', '.join(map(str, job.inputs))}: {dict(counts)}. Give a pages-articles "
-            "dump, WikiExtractor output, or plain text with blank lines between documents."
-        )
+        raise DataError(_no_text(job) + f" Found: {dict(counts)}.")
     rows = sum(shard.rows for shard in shards)
+    tokens = int(histogram @ np.arange(len(histogram)))
     report = {
         **counts,
         "rows": rows,
         "sequences_per_row": round(counts["sequences"] / rows, 4),
-        "row_tokens_used": round(
-            float(histogram @ np.arange(len(histogram))) / rows / job.sequence_length, 4
-        ),
+        "row_tokens_used": round(tokens / rows / job.sequence_length, 4),
         "rows_of_a_perfect_packing": least_rows(histogram, job.sequence_length, job.max_sequences_per_pack),
-        "seconds_of_the_last_run": round(seconds, 1),
         "length_histogram": histogram.tolist(),
     }
-    with atomic_file(job.out / "report.json") as file:
+    with atomic_file(directory / "report.json") as file:
         file.write(json.dumps(report, indent=1).encode())
-    picture = draw_histogram(histogram, job.out / "lengths.png")
-    # The manifest must be the same for the same input, however long it took.
-    lasting = {key: value for key, value in report.items() if key != "seconds_of_the_last_run"}
-    write_manifest(job.out, job.layout(), shards, job.vocab_file, lasting)
-    shutil.rmtree(job.parts)
+    picture = draw_histogram(histogram, directory / "lengths.png")
+    write_manifest(directory, job.layout(), shards, job.vocab_file, report)
     for name, value in list(report.items())[:-1]:
         print(f"{name:>40} {value:,}")
-    print(f"{job.out}: {len(shards)} shards; report.json" + (", lengths.png" if picture else ""))
+    print(f"{directory}: {len(shards)} shards; report.json" + (", lengths.png" if picture else ""))
+
+
+def _no_text(job: Job) -> str:
+    return (
+        f"No text was found in {', '.join(map(str, job.inputs))}. Give a pages-articles dump, WikiExtractor "
+        "output, or plain text with blank lines between documents."
+    )
 
 
 def draw_histogram(histogram: np.ndarray, path: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -17,16 +16,10 @@ from bert_ipu.pretraining_data import open_pretraining_data
 from bert_ipu.tfrecords import TFRecordDataset, _masked_crc32c
 from bert_ipu.tokenizer import load_tokenizer
 
-SHARED = Path(os.environ.get("BERT_IPU_SHARED", Path(__file__).parents[1] / "../shared"))
-SAMPLES = SHARED / "data/graphcore_bert"
-
 
 @pytest.fixture
-def samples(tmp_path: Path) -> Path:
-    if not SAMPLES.is_dir():
-        assert os.environ.get("CI") != "true", f"{SAMPLES} is missing"
-        pytest.skip(f"{SAMPLES} is missing (Graphcore's sample TFRecord files)")
-    for file in SAMPLES.iterdir():
+def samples(shared_data: Path, tmp_path: Path) -> Path:
+    for file in (shared_data / "graphcore_bert").iterdir():
         shutil.copyfile(file, tmp_path / file.name)
     return tmp_path
 
@@ -48,14 +41,14 @@ def test_checksums_are_the_published_ones() -> None:
 
 
 @pytest.mark.parametrize("with_index", [True, False])
-def test_plain_records_hold_the_sample_text(samples: Path, with_index: bool) -> None:
+def test_plain_records_hold_the_sample_text(samples: Path, shared_data: Path, with_index: bool) -> None:
     """Unmasked, every row is text of the file the records were made from, cut at sentences."""
     if not with_index:
         (samples / "sample_text.index").unlink()
     data = open_pretraining_data([samples / "sample_text.tfrecord"], 128, 20, 30522)
     assert isinstance(data, TFRecordDataset) and len(data) == 45
     batch = data.batch(np.arange(45))
-    vocab = SHARED / "data/models/all-MiniLM-L6-v2/vocab.txt"
+    vocab = shared_data / "models/all-MiniLM-L6-v2/vocab.txt"
     tokenizer = load_tokenizer(vocab, lowercase=True)
     text = tokenizer.encode((samples / "sample_text.txt").read_text()).tokens
     joined = " " + " ".join(text) + " "

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import prepare_wikipedia
 import pytest
+from preparation import Job
 
 from bert_ipu.errors import DataError
 from bert_ipu.records import Records
@@ -38,8 +39,8 @@ def prepare(*arguments: object, launcher: tuple[str, ...] = ()) -> subprocess.Co
 
 
 def prepare_sample(out: Path, *options: object, source: Path = DATA / "sample/corpus.txt") -> Records:
-    done = prepare(source, "--vocab", VOCAB, "--out", out, "--workers", 1, *options)
-    assert done.returncode == 0, done.stderr
+    arguments = [source, "--vocab", VOCAB, "--out", out, "--workers", 1, *options]
+    assert prepare_wikipedia.main([str(argument) for argument in arguments]) == 0
     return Records(out)
 
 
@@ -98,6 +99,18 @@ def test_unpacked_rows_have_one_sequence(tmp_path: Path) -> None:
     rows = records.read(np.arange(len(records)))
     assert rows.token_ids.shape[1] == 64 and rows.lengths.shape[1] == 1 and (rows.lengths >= 5).all()
     assert len(records) == records.report["sequences"]
+
+
+def test_held_out_text_is_in_no_training_row(tmp_path: Path, big_text: Path) -> None:
+    training = prepare_sample(tmp_path / "set", "--held-out", 2, source=big_text)
+    held_out = Records(tmp_path / "set/held_out")
+    assert len(training) > 100 and len(held_out) > 100
+    copies = len(re.findall("Copy [0-9]+ begins", big_text.read_text()))
+    articles = [records.report["articles"] for records in (training, held_out)]
+    text = [paragraph for paragraph in big_text.read_text().split("\n\n") if paragraph.strip()]
+    assert sum(articles) == len(text) >= copies and min(articles) > 0
+    with pytest.raises(DataError, match="cannot be held out"):
+        Job((), VOCAB, tmp_path, 128, 1, True, 0, held_out_every=1).splits(pieces=3)
 
 
 def test_two_processes_make_the_same_bytes(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
