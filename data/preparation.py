@@ -63,8 +63,8 @@ class Job:
         held_out = [part for part in range(pieces) if self.held_out_every and part % self.held_out_every == 0]
         if self.held_out_every and len(held_out) in (0, pieces):
             raise DataError(
-                f"The input is {pieces} pieces of {PIECE_BYTES >> 20} MB; one of each {self.held_out_every} cannot "
-                "be held out. Give more text, or prepare held-out files as a data set of their own."
+                f"The input is {pieces} pieces of {PIECE_BYTES >> 20} MB; one of each {self.held_out_every} "
+                "cannot be held out. Give more text, or prepare held-out files as a data set of their own."
             )
         training = sorted(set(range(pieces)) - set(held_out))
         return {self.out / "held_out": held_out, self.out: training} if held_out else {self.out: training}
