@@ -12,9 +12,9 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..compiler import Anchor, CompileRequest, compile_program
-from ..errors import poptorch_error
+from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph import capture
-from ..graph.capture import CapturedTensor
+from ..graph.captured import CapturedTensor
 from ..graph.ir import Reduction, ReplicaGroups
 from ..graph.optimizers import OptimizerSpec
 from ..installation import current_params
@@ -83,6 +83,10 @@ def compile_model(subject: Subject) -> Compiled:
     """Capture and compile. Raises what the forward raises, and Error for what the IPU cannot do."""
     options = subject.options
     session_options.validate(options.toDict())
+    if options._Popart.options.get("automaticLossScalingSettings.enabled"):
+        raise SimulatorUnsupported(
+            "Options.Training.setAutomaticLossScaling", "set the optimizer's loss_scaling instead."
+        )
     progress = options._progress_bar if options._show_compilation_progress_bar else _no_progress
     progress(0, 3)
     captured = _Captured(subject.model, subject.inputs)
@@ -97,7 +101,7 @@ def compile_model(subject: Subject) -> Compiled:
     executable = Executable(program, _execution_settings(options), params)
     progress(3, 3)
     return Compiled(
-        Session(program, executable, ipus, options.ipu_id if options.exists("ipu_id") else None),
+        Session(program, executable, ipus, options),
         captured.outputs_structure,
     )
 
@@ -171,7 +175,12 @@ class _IpuByDefault(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if is_recording() and func in _FACTORIES and "device" not in kwargs and not _follows_a_tensor(func, args, kwargs):
+        if (
+            is_recording()
+            and func in _FACTORIES
+            and "device" not in kwargs
+            and not _follows_a_tensor(func, args, kwargs)
+        ):
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
             kwargs = {**kwargs, "device": "ipu"}
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
@@ -226,6 +235,10 @@ def _reduction(options: Options) -> Reduction:
 
 def _replica_groups(subject: Subject) -> dict[str, ReplicaGroups]:
     groups = {}
+    options = subject.options
+    if not options.broadcast_buffers and options.replication_factor > 1:
+        buffers = subject.model.named_buffers() if isinstance(subject.model, torch.nn.Module) else ()
+        groups = {name: ReplicaGroups("consecutive", 1) for name, _ in buffers}
     for name, (arrangement, size, retrieval) in subject.replica_groups.items():
         parameter = named_tensors(subject.model)[name]
         if not parameter.dim():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,19 +12,24 @@ import torch
 from ..compiler import optimizer_scalars
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph.ir import Program, Role
+from ..popart import SyntheticDataMode
 from ..runtime.engine import Executable
 from . import devices
 from ._logging import TRACE, compiler_logger, logger
+from .enums import CommGroupType
+from .options import Options
 
 
 class Session:
     """Holds an executable; knows which of its variables are weights, optimizer states and optimizer scalars."""
 
-    def __init__(self, program: Program, executable: Executable, ipus: int, ipu_id: int | None) -> None:
+    def __init__(self, program: Program, executable: Executable, ipus: int, options: Options) -> None:
         self.program = program
         self.executable = executable
         self._ipus = ipus
-        self._ipu_id = ipu_id
+        self._ipu_id: int | None = options.ipu_id if options.exists("ipu_id") else None
+        self._synthetic_data = SyntheticDataMode(options._Popart.options.get("syntheticDataMode", 0))
+        self._replica_inputs = _replica_inputs(options)
         self._device: int | None = None
         self._run_began = self._run_ended = 0.0
 
@@ -143,7 +149,7 @@ class Session:
         Inputs that the program writes in place are updated.
         """
         self._run_began = time.time()
-        results = self.executable.run(inputs)
+        results = self.executable.run([self._for_replicas(self._received(tensor)) for tensor in inputs])
         self._run_ended = time.time()
         outputs: list[torch.Tensor] = []
         anchors: dict[str, torch.Tensor] = {}
@@ -154,7 +160,30 @@ class Session:
                 anchors[spec.name] = value
             else:
                 outputs.append(value)
+        if self._synthetic_data:
+            outputs = [torch.full_like(output, _nothing(output.dtype)) for output in outputs]
         return outputs, anchors
+
+    def _received(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What the device gets for an input of the host: the same, or synthetic data."""
+        if not self._synthetic_data:
+            return tensor
+        if self._synthetic_data == SyntheticDataMode.Zeros or not tensor.is_floating_point():
+            return torch.zeros_like(tensor)
+        drawn = (
+            torch.randn_like if self._synthetic_data == SyntheticDataMode.RandomNormal else torch.rand_like
+        )
+        return drawn(tensor)
+
+    def _for_replicas(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Give the replicas of an input group the same rows: [.., groups, rows] to [.., replicas, rows]."""
+        groups = len(set(self._replica_inputs))
+        if groups == len(self._replica_inputs) or not tensor.dim():
+            return tensor
+        settings = self.executable.settings
+        steps = settings.device_iterations * settings.gradient_accumulation
+        by_group = tensor.reshape(steps, groups, -1, *tensor.shape[1:])
+        return by_group[:, self._replica_inputs].reshape(-1, *tensor.shape[1:])
 
     def timestamps(self) -> tuple[list[list[float]], ...]:
         """Input, input complete, output, output complete: for each tensor the times of its micro-batches.
@@ -163,15 +192,19 @@ class Session:
         """
         if not self._run_ended:
             return [], [], [], []
+        if self._synthetic_data:
+            return tuple([[]] * count for count in (len(self.program.inputs),) * 2 + (self._results(),) * 2)
         settings = self.executable.settings
         steps = settings.device_iterations * settings.gradient_accumulation
         returned = {"final": 1, "sum": 1, "every_n": steps // settings.output_period}.get(
             settings.output_mode, steps
         )
         inputs = [[self._run_began] * (steps * settings.replication_factor)] * len(self.program.inputs)
-        results = sum(spec.kind == "result" for spec in self.program.outputs)
-        outputs = [[self._run_ended] * (returned * settings.replication_factor)] * results
+        outputs = [[self._run_ended] * (returned * settings.replication_factor)] * self._results()
         return inputs, inputs, outputs, outputs
+
+    def _results(self) -> int:
+        return sum(spec.kind == "result" for spec in self.program.outputs)
 
     # -- looking inside ------------------------------------------------------------------------
 
@@ -186,3 +219,16 @@ class Session:
     def cycle_count(self) -> int:
         """Cycles of the last run, which need the hardware model."""
         raise SimulatorUnsupported("PoplarExecutor.cycleCount", "cycles are not estimated yet.")
+
+
+def _replica_inputs(options: Options) -> list[int]:
+    """The input group of each replica."""
+    size, replicas = options.input_group_size, options.replication_factor
+    if options.input_cgt == CommGroupType.Orthogonal:
+        return [replica % (replicas // size) for replica in range(replicas)]
+    return [replica // size for replica in range(replicas)]
+
+
+def _nothing(dtype: torch.dtype) -> float:
+    """What memory nobody has written holds."""
+    return math.nan if dtype.is_floating_point else 0
