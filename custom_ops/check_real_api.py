@@ -2,11 +2,11 @@
 
     python custom_ops/check_real_api.py --popart CLONE --poplibs CLONE
 
-The SDK is not needed: only clones of graphcore/popart and graphcore/poplibs. Four things are checked for each source:
-every included header exists; every `popart::` and `popops::` name is declared; every method that is overridden is
-declared virtual with the same signature; every member that is called is declared somewhere in these headers, or in
-Poplar's own classes, whose headers are not public and whose members are listed here from its documentation.
-Prints what is missing and exits 1, or prints how much was checked.
+The SDK is not needed: only clones of graphcore/popart and graphcore/poplibs. Four things are checked for each
+source: every included header exists; every `popart::` and `popops::` name is declared; every method that is
+overridden is declared with the same signature; every member that is called is declared somewhere in these
+headers, or in Poplar's own classes, whose headers are not public and whose members are listed here from its
+documentation. Prints what is missing and exits 1, or prints how much was checked.
 """
 
 from __future__ import annotations
@@ -26,20 +26,25 @@ STANDARD_MEMBERS = {"push", "pop", "front", "empty", "size", "begin", "end", "ge
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--popart", type=Path, required=True, help="a clone of graphcore/popart")
     parser.add_argument("--poplibs", type=Path, required=True, help="a clone of graphcore/poplibs")
     arguments = parser.parse_args()
     roots = [arguments.popart / "willow" / "include", arguments.poplibs / "include"]
     for root in roots:
         if not root.is_dir():
-            print(f"{root} does not exist: is {root.parent} a clone of the right repository?", file=sys.stderr)
+            print(
+                f"{root} does not exist: is {root.parent} a clone of the right repository?", file=sys.stderr
+            )
             return 2
     api = RealApi(roots)
     missing: List[str] = []
     sources = sorted(HERE.glob("*/*.cpp"))
     for source in sources:
-        missing += [f"{source.relative_to(HERE)}: {problem}" for problem in api.problems(without_comments(source.read_text()))]
+        problems = api.problems(without_comments(source.read_text()))
+        missing += [f"{source.relative_to(HERE)}: {problem}" for problem in problems]
     for problem in missing:
         print(problem)
     print(f"{len(sources)} sources, {api.checked} uses checked, {len(missing)} not in the real API")
@@ -51,7 +56,8 @@ class RealApi:
 
     def __init__(self, roots: List[Path]) -> None:
         self.roots = roots
-        text = "\n".join(without_comments(p.read_text()) for root in roots for p in sorted(root.rglob("*.hpp")))
+        headers = [header for root in roots for header in sorted(root.rglob("*.hpp"))]
+        text = "\n".join(without_comments(header.read_text()) for header in headers)
         self.words: Set[str] = set(re.findall(r"\w+", text))
         self.normal = normalised(text)
         self.checked = 0
@@ -60,7 +66,8 @@ class RealApi:
         """Everything in one source that the headers do not have."""
         own = set(re.findall(r"\b(?:class|struct|bool|auto)\s+(\w+)", source)) | own_methods(source)
         found = [f"no header {h}" for h in self._take(included(source)) if not self._has_header(h)]
-        found += [f"no name {n}" for n in self._take(qualified(source)) if n.rsplit("::", 1)[1] not in self.words]
+        names = self._take(qualified(source))
+        found += [f"no name {n}" for n in names if n.rsplit("::", 1)[1] not in self.words]
         found += [f"no virtual {o}" for o in self._take(overrides(source)) if not self._declares(o)]
         allowed = self.words | own | POPLAR_MEMBERS | STANDARD_MEMBERS
         found += [f"no member {m}" for m in self._take(called(source)) if m not in allowed]
@@ -97,7 +104,7 @@ def normalised(text: str) -> str:
     return re.sub(r"\s+", "", text)
 
 
-def keep_type(match: "re.Match[str]") -> str:
+def keep_type(match: re.Match) -> str:
     return match.group(1) if match.group(1)[-1] in "&*> " and match.group(2) != "const" else match.group(0)
 
 

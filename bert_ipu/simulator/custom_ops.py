@@ -3,25 +3,25 @@
 A library written against the PopART and Poplar API is compiled with plain g++ against `simulator/csrc` (see
 `native/build.py`) and loaded here. What the rest of the simulator calls:
 
-    load_library("libcube.so")                                    # its static objects register ops and patterns
-    registered_ops()                                              # [OpId("com.acme", "Cube", 1), ...]
+    load_library("libcube.so")              # its static objects register ops and patterns
+    registered_ops()                        # [OpId("com.acme", "Cube", 1), ...]
     is_registered("com.acme", "Cube", 1)
     op = CompiledOp("com.acme", "Cube", 1, [TensorSpec((1, 8), torch.float32)] * 2, attributes={})
-    op.output_specs                                               # what setup() said, before anything runs
-    op.updates                                                    # changed in place, e.g. {0: 0}: input -> output
-    outputs = op.run([x, bias])                                   # inputs untouched; new tensors come back
-    op.run_in_place([accumulator, gradient, indices])             # inputs named by `updates` are changed, not copied
-    for grad in op.gradient():                                    # one CompiledGrad per op of getGradOps()
-        grad.sources                                              # (GradSource("grad_out", 0), GradSource("out", 1)), ...
-        grad.targets                                              # {0: 0}: grad output -> forward input
-        grad.run([tensor for each source])                        # -> one tensor per entry of grad.output_specs
+    op.output_specs                         # what setup() said, before anything runs
+    op.updates                              # what it changes in place, e.g. {0: 0}: input -> output
+    outputs = op.run([x, bias])             # inputs untouched; new tensors come back
+    op.run_in_place([table, rows, ids])     # inputs named by `updates` are changed, not copied
+    for grad in op.gradient():              # one CompiledGrad per op of getGradOps()
+        grad.sources                        # (GradSource("grad_out", 0), GradSource("out", 1)), ...
+        grad.targets                        # {0: 0}: grad output -> forward input
+        grad.run([tensor for each source])  # one tensor per entry of grad.output_specs
 
-`gradient(live_outputs={0})` names the outputs on the loss path; a gradient of any other output stays unconnected,
-as in PopART. An op without grad ops returns [], which stops the gradient. `op.cost` lists (step, cycles, bytes)
-by the formulas of poplibs' estimators.
+`gradient(live_outputs={0})` names the outputs on the loss path; a gradient of any other output stays
+unconnected, as in PopART. An op without grad ops returns [], which stops the gradient. `op.cost` lists
+(step, cycles, bytes) by the formulas of poplibs' estimators.
 
-Dtypes: torch.int64 becomes int32 and torch.float64 becomes float32 at the boundary, as in PopTorch; attributes
-are typed by their Python type (int, float, str, or a list of one of these; a list by its first element).
+Dtypes: torch.int64 becomes int32 and torch.float64 becomes float32 at the boundary, as in PopTorch;
+attributes are typed by their Python type (int, float, str, or a list of one of these, by its first element).
 Everything is compiled once: `run` costs a few tens of microseconds over the op's own work, whatever the op.
 
 The first compile of an op happens in a forked child, so that a `setup()` or `grow()` that crashes or calls
@@ -80,7 +80,7 @@ class TensorSpec(NamedTuple):
 
 
 class GradSource(NamedTuple):
-    """Where one input of a gradient op comes from: a forward input, a forward output, or an output's gradient."""
+    """Where an input of a gradient op comes from: a forward input, an output, or an output's gradient."""
 
     kind: Literal["in", "out", "grad_out"]
     position: int

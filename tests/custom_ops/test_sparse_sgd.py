@@ -111,9 +111,9 @@ def test_20_steps_of_sgd_with_momentum_equal_torch(dtype: torch.dtype) -> None:
 
 def test_shapes_that_cannot_be_are_refused() -> None:
     with pytest.raises(CustomOpError, match="updates a table of rank 2, was given rank 3"):
-        sparse_graph([((3, 4, 5), torch.float32), ((2, 5), torch.float32)], (2,), {}).cost
+        sparse_graph([((3, 4, 5), torch.float32), ((2, 5), torch.float32)], (2,), {}).run([])
     with pytest.raises(CustomOpError, match="needs 3 gradient rows of 4 elements, was given 8 elements"):
-        sparse_graph([((5, 4), torch.float32), ((2, 4), torch.float32)], (3,), {}).cost
+        sparse_graph([((5, 4), torch.float32), ((2, 4), torch.float32)], (3,), {}).run([])
 
 
 def embedding_graph(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from custom_op_builds import OPS, load_probe
 
 from bert_ipu.simulator.custom_ops import (
     CompiledOp,
@@ -18,7 +19,6 @@ from bert_ipu.simulator.custom_ops import (
     load_library,
     registered_ops,
 )
-from custom_op_builds import OPS, load_probe
 
 pytestmark = pytest.mark.cpp
 

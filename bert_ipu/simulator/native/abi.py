@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from bert_ipu.simulator.native.build import INCLUDE, BuildError, build_runtime, cache_root, compiler
+from bert_ipu.simulator.native.build import INCLUDE, BuildError, build_runtime, compiler
 
 API_VERSION = 1
 
@@ -51,8 +51,8 @@ def runtime() -> ctypes.CDLL:
         raise CustomOpError(
             f"{path} has C interface {library.popemu_api_version()}, Python expects {API_VERSION}"
         )
-    codelets = cache_root() / "codelets"
-    codelets.mkdir(parents=True, exist_ok=True)
+    codelets = path.parent / "codelets"
+    codelets.mkdir(exist_ok=True)
     library.popemu_configure(compiler().encode(), str(INCLUDE).encode(), str(codelets).encode())
     return library
 
@@ -116,7 +116,7 @@ def fetch_json(address: int | None) -> Any:
 
 
 def boundary_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The dtype a tensor has on the device: 64-bit types are narrowed, as PopTorch does; raises CustomOpError."""
+    """The dtype a tensor has on the device: 64-bit types are narrowed; raises CustomOpError."""
     narrowed = _NARROWED.get(dtype, dtype)
     if narrowed not in _NAMES:
         raise CustomOpError(f"{dtype} does not exist on the device; allowed: {', '.join(map(str, _NAMES))}")
@@ -275,7 +275,8 @@ class _Attributes:
             )
         else:
             raise CustomOpError(
-                f"attribute {key!r} is {type(first).__name__}; allowed: int, float, str, or a list of one of these"
+                f"attribute {key!r} is {type(first).__name__}; "
+                "allowed: int, float, str, or a list of one of these"
             )
 
 

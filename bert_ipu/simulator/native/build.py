@@ -22,6 +22,8 @@ WARNINGS = ("-Wall", "-Wextra", "-Werror")
 RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", *WARNINGS)
 CODELET_COMPILER_VARIABLE = "BERT_IPU_CXX"
 CACHE_VARIABLE = "BERT_IPU_BUILD_DIR"
+# Added to every compile and link, e.g. -fsanitize=address.
+FLAGS_VARIABLE = "BERT_IPU_NATIVE_FLAGS"
 
 
 class BuildError(RuntimeError):
@@ -46,13 +48,13 @@ def cache_root() -> Path:
     return Path(override) if override else CSRC.parents[2] / "build" / "simulator"
 
 
-def build_runtime(flags: Sequence[str] = (), jobs: int | None = None) -> Path:
+def build_runtime(jobs: int | None = None) -> Path:
     """Build the runtime once per version of its sources and return the library's path.
 
-    `flags` are added to every compile and to the link, e.g. `-fsanitize=address`.
-    The folder of the result also holds libpopart.so, libpoplar.so, ..., so it can stand behind an upstream `-L`.
+    The folder of the result also holds libpopart.so, libpoplar.so, ..., for an upstream `-L`.
     Raises BuildError with the compiler's words.
     """
+    flags = _extra_flags()
     sources = sorted((CSRC / "src").glob("*.cpp"))
     folder = cache_root() / _digest([*sources, *_headers()], [*RUNTIME_FLAGS, *flags])
     library = folder / RUNTIME_NAME
@@ -81,15 +83,13 @@ def compile_library(
     output: Path | None = None,
     *,
     flags: Sequence[str] = ("-std=c++14",),
-    runtime_flags: Sequence[str] = (),
 ) -> Path:
     """Compile custom-op sources to one shared library, as an SDK user's g++ line would, and return its path.
 
     Without `output` the library is cached by the hash of its sources and of the folders they lie in.
     Raises BuildError with the compiler's words.
     """
-    runtime = build_runtime(runtime_flags)
-    folder = runtime.parent
+    folder = build_runtime().parent
     if output is None:
         neighbours = sorted(
             {p for s in sources for p in s.parent.iterdir() if p.suffix in {".cpp", ".hpp", ".h"}}
@@ -102,10 +102,14 @@ def compile_library(
     libraries = [
         f"-l{name}" for name in ("popart", "poplar", "poplin", "popnn", "popops", "poputil", "poprand")
     ]
-    command = [compiler(), *flags, *runtime_flags, "-O2", "-fPIC", "-shared", *map(str, sources)]
+    command = [compiler(), *flags, *_extra_flags(), "-O2", "-fPIC", "-shared", *map(str, sources)]
     command += [f"-I{INCLUDE}", f"-L{folder}", f"-Wl,-rpath,{folder}", *libraries]
     _run_into(command, output)
     return output
+
+
+def _extra_flags() -> list[str]:
+    return os.environ.get(FLAGS_VARIABLE, "").split()
 
 
 def _headers() -> list[Path]:

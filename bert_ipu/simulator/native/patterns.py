@@ -1,26 +1,27 @@
 """Run the patterns of loaded libraries on a graph of the simulator.
 
-The caller describes its graph as PopART would see it, at PopART's granularity and with views folded, and gets back
-the graph after the patterns ran to a fixed point:
+The caller describes its graph as PopART would see it, at PopART's granularity and with views folded, and gets
+back the graph after the patterns ran to a fixed point:
 
     graph = PatternGraph(training=True)
     graph.add_tensor("w", "variable", (30522, 768), torch.float32)
-    op = graph.add_op("GatherGrad", inputs={0: "dy", 1: "ids"}, outputs={0: "dw"}, attributes={"axis": 0})
+    op = graph.add_op("GatherGrad", {0: "dy", 1: "ids"}, {0: "dw"}, {"axis": 0})
     edits = graph.run_patterns("optimizer", {"SparseSGDPattern": True})
     for node in graph.ops():              # in an order that respects tensors and constraints
         node.id, node.type, node.inputs, node.outputs
     sparse = graph.compile(node.id)       # a CompiledOp for an op that a pattern inserted
 
-Ids given by `add_op` stay what they were for every op no pattern removed, so the caller finds its own ops again;
-what is new is either an op the simulator knows by type (Identity) or one to compile. Tensors must be added
-before the ops that use them, the outputs of ops as kind 'activation'.
+Ids given by `add_op` stay what they were for every op no pattern removed, so the caller finds its own ops
+again; what is new is either an op the simulator knows by type (Identity) or one to compile. Tensors must be
+added before the ops that use them, the outputs of ops as kind 'activation'.
 
-Ops with a class of their own, which patterns recognise: Add Sub Mul Sum Identity MatMul MatMulLhsGrad MatMulRhsGrad
-Transpose(perm) Reshape(shape) Gather(axis) GatherGrad(axis) Dropout(ratio) DropoutGrad(ratio) Softmax(axis)
-SoftmaxGrad(axis) Accumulate(accumulation_type, factor, factor_const) SGD1Accumulate(dpsf1, dpsf1_const)
-SGD1VarUpdate(slr1, ...) SGD1AcclUpdate(smm1, swd1, ...) SGD0VarUpdate(slr0, wdsf0, ...) AdamUpdater
-AdamVarUpdate(lr, ...) LambSquare. `X_const=0` says that X arrives as a tensor. Any other type is carried along.
-Input and output indices are PopART's: Accumulate reads 0 the accumulator, 1 the gradient, 2 the factor.
+Ops with a class of their own, which patterns recognise: Add Sub Mul Sum Identity MatMul MatMulLhsGrad
+MatMulRhsGrad Transpose(perm) Reshape(shape) Gather(axis) GatherGrad(axis) Dropout(ratio) DropoutGrad(ratio)
+Softmax(axis) SoftmaxGrad(axis) Accumulate(accumulation_type, factor, factor_const)
+SGD1Accumulate(dpsf1, dpsf1_const) SGD1VarUpdate(slr1, ...) SGD1AcclUpdate(smm1, swd1, ...)
+SGD0VarUpdate(slr0, wdsf0, ...) AdamUpdater AdamVarUpdate(lr, ...) LambSquare. `X_const=0` says that X arrives
+as a tensor. Any other type is carried along. Input and output indices are PopART's: Accumulate reads 0 the
+accumulator, 1 the gradient, 2 the factor.
 """
 
 from __future__ import annotations
