@@ -54,6 +54,11 @@ try:
 except Error as error:
     said = str(error)
 assert "data: instances 0, 2 2b, instance 1 3c" in said and "code" not in said, said
+try:
+    group.all_reduce(torch.ones(3 if rank != 2 else 4))
+except Error as error:
+    said = str(error)
+assert "what is reduced: instances 0, 1 1 tensors" in said, said
 print("compared", flush=True)
 
 collectives.BUCKET_BYTES = 65536  # so that tensors straddle buckets, and some exchanges are small

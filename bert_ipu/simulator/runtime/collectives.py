@@ -8,6 +8,7 @@ sizes and the number of hosts, so that every instance gets the same bits and a r
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import os
 import time
@@ -40,6 +41,8 @@ class InstanceGroup:
         self.index: int = communicator.Get_rank()
         self.size: int = communicator.Get_size()
         self._heartbeat = Heartbeat()
+        self._agreed: set[tuple[Any, ...]] = set()
+        """Shapes and dtypes that the instances have found to be the same."""
 
     def barrier(self, what: str = "barrier") -> None:
         """Returns once every instance of the group is here."""
@@ -62,11 +65,13 @@ class InstanceGroup:
         """Sums the tensors over the instances, in place. Every instance passes the same shapes and dtypes.
 
         Half-precision values are summed in float32 and rounded once, as the device does with float32
-        partials. Raises ValueError for a tensor that is not contiguous.
+        partials. Raises ValueError for a tensor that is not contiguous, and poptorch.Error where instances
+        have different tensors to reduce.
         """
         if self.size == 1:
             return
         listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        self._agree_on(tuple((tensor.shape, tensor.dtype) for tensor in listed))
         for dtype in dict.fromkeys(tensor.dtype for tensor in listed):
             for pieces in _buckets([tensor for tensor in listed if tensor.dtype == dtype]):
                 flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -75,6 +80,13 @@ class InstanceGroup:
                     ends = list(itertools.accumulate(piece.numel() for piece in pieces))
                     for piece, end in zip(pieces, ends):
                         piece.copy_(flat[end - piece.numel() : end])
+
+    def _agree_on(self, kinds: tuple[Any, ...]) -> None:
+        """Instances that compiled different programs would otherwise add what does not belong together."""
+        if kinds not in self._agreed:
+            digest = hashlib.sha256(repr(kinds).encode()).hexdigest()[:12]
+            self.check_same({"what is reduced": f"{len(kinds)} tensors, {digest}"})
+            self._agreed.add(kinds)
 
     def _sum(self, flat: Tensor) -> None:
         if flat.numel() * flat.element_size() <= SMALL_BYTES:
