@@ -59,6 +59,7 @@ def _placement_options(config: RunConfig, compile_only: bool) -> Any:
     ipu = config.ipu
     if popdist.isPopdistEnvSet():
         options = popdist.poptorch.Options(ipus_per_replica=ipu.ipus_per_replica)
+        options.showCompilationProgressBar(popdist.getInstanceIndex() == 0)
     else:
         options = poptorch.Options()
         options.replicationFactor(ipu.replication_factor)
