@@ -44,7 +44,8 @@ class Block(torch.nn.Module):
         _begin(self._user_id, self._ipu_id)
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
-        recording.place(self._outer)
+        in_block = self._outer is not None and self._outer.ipu is not None
+        recording.place(self._outer if in_block else recording.NO_BLOCK)
         self._outer = None
 
 

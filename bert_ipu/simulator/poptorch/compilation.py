@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ..compiler import Anchor, CompileRequest, compile_program
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph import capture
+from ..graph.annotations import Placement
 from ..graph.captured import CapturedTensor
 from ..graph.ir import Reduction, ReplicaGroups
 from ..graph.optimizers import OptimizerSpec
@@ -33,7 +34,7 @@ from .enums import (
     VariableRetrievalMode,
 )
 from .options import Options
-from .recording import is_recording
+from .recording import is_recording, place
 from .session import Session
 from .structure import flattenTensorStructure, reconstructTensorStructure
 
@@ -96,8 +97,9 @@ def compile_model(subject: Subject) -> Compiled:
     params = current_params()
     if options.connection_type == ConnectionType.Never:
         params = dataclasses.replace(params, device="null")
-    devices.check_pipeline(program, options)
+    devices.check_blocks(program)
     ipus = devices.reserved_ipus(program, options)
+    devices.check_pipeline(program, options)
     executable = Executable(program, _execution_settings(options), params)
     progress(3, 3)
     return Compiled(
@@ -123,6 +125,7 @@ class _Captured:
         with _IpuByDefault():
             result = _recognised(self._model(*args, **kwargs))
             self.outputs_structure = result
+            place(Placement())  # what follows is no operator of the user's, to be in a block
             return tuple(_narrowed(output) for output in self._outputs(result))
 
     @staticmethod

@@ -8,6 +8,7 @@ from ..errors import Error
 from ..graph.ir import Program
 from ._logging import TRACE, compiler_logger
 from .options import Options, PipelinedExecution, ShardedExecution
+from .recording import NO_BLOCK
 
 MAX_IPUS = 64
 """IPUs one process can have: a Pod64."""
@@ -25,6 +26,16 @@ def forward_ipus(program: Program) -> list[int]:
         if node.meta.get("pass") == "forward" and ipu is not None and visited[-1:] != [ipu]:
             visited.append(ipu)
     return visited or [0]
+
+
+def check_blocks(program: Program) -> None:
+    """Raise Error for an operator between blocks."""
+    for node in program.operators():
+        if node.meta.get("ipu") == NO_BLOCK.ipu and node.meta.get("pass") == "forward":
+            raise _error(
+                "No active Block, all the ops must belong to a Block: "
+                f"{node.target} ({node.meta.get('source')}) comes after one has ended and before another begins."
+            )
 
 
 def check_pipeline(program: Program, options: Options) -> None:

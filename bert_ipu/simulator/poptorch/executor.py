@@ -224,13 +224,15 @@ class PoplarExecutor:
         self._install(compiled, inputs)
 
     def _install(self, compiled: compilation.Compiled, inputs: Arguments) -> None:
-        self._session, self._outputs_structure = compiled.session, compiled.outputs_structure
+        session = compiled.session
+        attach = (
+            self._options.connection_type != ConnectionType.Never and not session.executable.params.is_null
+        )
+        if attach:
+            session.attach()
+        self._session, self._outputs_structure = session, compiled.outputs_structure
         self._executable_inputs = inputs
-        if (
-            self._options.connection_type != ConnectionType.Never
-            and not self._session.executable.params.is_null
-        ):
-            self._session.attach()
+        if attach:
             self._on_attach()
 
     @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..errors import poptorch_error
 from . import recording
 from .enums import MultiConvPlanType
 
@@ -76,10 +77,20 @@ class MultiConv:
 
     def __enter__(self) -> None:
         annotations = recording.current_annotations()
-        if annotations is not None:
-            annotations.multi_conv = next(_numbers)
+        if annotations is None:
+            return
+        if annotations.multi_conv is not None:
+            raise poptorch_error(
+                "Nested poptorch.MultiConv is not supported: end one before the next begins."
+            )
+        annotations.multi_conv = next(_numbers)
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
         annotations = recording.current_annotations()
-        if annotations is not None:
-            annotations.multi_conv = None
+        if annotations is None:
+            return
+        number, annotations.multi_conv = annotations.multi_conv, None
+        if type is None and not recording.multi_conv_holds_convolution(number):
+            raise poptorch_error(
+                "Unexpected end_multi_conv: there is no convolution inside this poptorch.MultiConv."
+            )

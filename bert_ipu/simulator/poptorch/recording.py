@@ -30,6 +30,10 @@ def current_placement() -> Placement | None:
     return None if found is None else found.placement
 
 
+NO_BLOCK = Placement(ipu=-1)
+"""Where operators are after a block has ended and before another begins: nowhere, which is an error."""
+
+
 def place(placement: Placement | None) -> None:
     """Record what follows as running there."""
     found = current_annotations()
@@ -81,3 +85,11 @@ def cond(
     current = capture.current()
     assert current is not None, "branches are recorded inside a capture only"
     return list(control_flow.cond(current, condition, then, then_inputs, other, other_inputs))
+
+
+def multi_conv_holds_convolution(number: int | None) -> bool:
+    """Whether a convolution was recorded in the multi-convolution of this number."""
+    current = capture.current()
+    assert current is not None, "a multi-convolution ends in the capture it began in"
+    nodes = (node for node in current.graph.nodes if node.meta.get("multi_conv") == number)
+    return any("conv" in str(node.target) for node in nodes)
