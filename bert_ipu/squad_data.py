@@ -238,18 +238,14 @@ def make_windows(
     question_ids = [np.array(encoding.ids[:max_query_length], np.int32) for encoding in questions]
     context_ids, context_offsets = zip(*(contexts[example.context] for example in examples))
 
-    room = sequence_length - 3 - np.array([len(ids) for ids in question_ids])
-    lengths = np.array([len(ids) for ids in context_ids])
-    step = room - doc_stride
-    windows_of = 1 + np.maximum(0, -(-(lengths - room) // step))
-    example_index = np.repeat(np.arange(len(examples)), windows_of)
-    number = np.arange(len(example_index)) - np.repeat(np.cumsum(windows_of) - windows_of, windows_of)
-    first_token = number * step[example_index]
-    token_count = np.minimum(room[example_index], lengths[example_index] - first_token)
-
+    question_lengths = np.array([len(ids) for ids in question_ids])
+    context_lengths = np.array([len(ids) for ids in context_ids])
+    example_index, first_token, token_count = _cut(
+        context_lengths, sequence_length - 3 - question_lengths, doc_stride
+    )
     spans = np.array([_answer_tokens(*pair) for pair in zip(examples, context_offsets)])[example_index]
     whole = (spans[:, 0] >= first_token) & (spans[:, 1] < first_token + token_count)
-    shift = np.array([len(ids) for ids in question_ids])[example_index] + 2 - first_token
+    shift = question_lengths[example_index] + 2 - first_token
     return SquadWindows(
         examples=examples,
         sequence_length=sequence_length,
@@ -263,6 +259,17 @@ def make_windows(
         start_positions=np.where(whole, spans[:, 0] + shift, 0),
         end_positions=np.where(whole, spans[:, 1] + shift, 0),
     )
+
+
+def _cut(lengths: np.ndarray, room: np.ndarray, doc_stride: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Example, first token and token count, [W] each, of the windows over [E] contexts with [E] room."""
+    step = room - doc_stride
+    windows_of = 1 + np.maximum(0, -(-(lengths - room) // step))
+    example_index = np.repeat(np.arange(len(lengths)), windows_of)
+    first_window_of = np.cumsum(windows_of) - windows_of
+    first_token = (np.arange(len(example_index)) - first_window_of[example_index]) * step[example_index]
+    token_count = np.minimum(room[example_index], lengths[example_index] - first_token)
+    return example_index, first_token, token_count
 
 
 def _answer_tokens(example: SquadExample, offsets: np.ndarray) -> Tuple[int, int]:
