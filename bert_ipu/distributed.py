@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Dict, Iterable, List, Sequence
 
@@ -95,7 +96,7 @@ def code_version() -> str:
     package = Path(__file__).parent
     for file in sorted(package.rglob("*.py")):
         digest.update(file.relative_to(package).as_posix().encode() + file.read_bytes())
-    return f"{digest.hexdigest()[:12]} (Python {platform.python_version()}, torch {torch.__version__})"
+    return f"{digest.hexdigest()[:12]} (Python {platform.python_version()}, torch {version('torch')})"
 
 
 def data_version(path: str) -> str:
