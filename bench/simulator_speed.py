@@ -1,0 +1,237 @@
+"""Pretraining steps per second: the simulator in "fast" numerics against Hugging Face's BERT, interleaved.
+
+    python bench/simulator_speed.py [--models tiny mini base-128 base-512] [--rounds 5] [--threads 2] [--compile]
+
+Each side is a process of its own, which takes a few steps when its turn comes, so that what else runs on the machine
+meets both alike.  A step is forward and backward of 16 sequences (base: 8, or 2 of 512 tokens), hidden dropout 0.1,
+attention dropout 0; the simulator's includes its SGD update.  Both sides get the same malloc settings in "tuned", and
+what a user gets without thinking in "default".  Ratios of medians are printed, of wall time and of CPU time; on a busy
+machine the second is the steadier one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+TUNED = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1", "MALLOC_TOP_PAD_": str(256 << 20)}
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One row of the table."""
+
+    layers: int
+    hidden: int
+    heads: int
+    sequences: int
+    length: int
+    masked: int
+    micro_batches: int
+    """Of the simulator; Hugging Face takes all sequences at once, or one by one if that is quicker."""
+    steps: int
+    """Steps of one turn."""
+    asked: tuple[float, float | None]
+    """Ratio asked for with tuned and with default malloc."""
+
+
+WORKLOADS = {
+    "tiny": Workload(3, 64, 2, 16, 128, 20, 16, 4, (4.0, 7.0)),
+    "mini": Workload(4, 256, 4, 16, 128, 20, 1, 2, (2.5, None)),
+    "base-128": Workload(12, 768, 12, 8, 128, 20, 1, 1, (1.5, 1.9)),
+    "base-512": Workload(12, 768, 12, 2, 512, 76, 1, 1, (1.5, None)),
+}
+
+Step = Callable[[], Any]
+
+
+def simulator_step(work: Workload) -> Step:
+    """A training step of the application's model through PopTorch's API."""
+    sys.path.insert(0, str(ROOT))
+    from bert_ipu import simulator
+
+    simulator.install(simulator.SimulatorParams(numerics="fast", tune_allocator="MALLOC_MMAP_MAX_" not in os.environ))
+    import poptorch
+    import torch
+
+    from bert_ipu.batch import PretrainBatch
+    from bert_ipu.config import ModelConfig
+    from bert_ipu.model import BertForPreTraining
+
+    class Loss(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            shape = {"hidden_size": work.hidden, "num_hidden_layers": work.layers, "num_attention_heads": work.heads}
+            self.model = BertForPreTraining(ModelConfig(**shape, attention_probs_dropout_prob=0.0)).half()
+
+        def forward(self, *batch: torch.Tensor) -> torch.Tensor:
+            return poptorch.identity_loss(self.model(PretrainBatch(*batch)).loss, reduction="none")
+
+    model = Loss()
+    options = poptorch.Options()
+    options.showCompilationProgressBar(False)
+    options.Training.gradientAccumulation(work.micro_batches)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.0, use_combined_accum=False)
+    optimizer.variable_attrs.markAsConstant("momentum")
+    trainer = poptorch.trainingModel(model, options, optimizer)
+    batch = _batch(work)
+    return lambda: trainer(*batch)
+
+
+def _batch(work: Workload) -> tuple[Any, ...]:
+    import torch
+
+    def draw(high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, dtype=torch.int32)
+
+    rows, length, masked = work.sequences, work.length, work.masked
+    positions = torch.arange(length, dtype=torch.int32).expand(rows, length).contiguous()
+    ones = torch.ones(rows, length, dtype=torch.int32)
+    return (
+        draw(30522, rows, length), ones, draw(2, rows, length), positions, draw(length, rows, masked),
+        draw(30522, rows, masked), torch.zeros(rows, 1, dtype=torch.int32), draw(2, rows, 1),
+    )  # fmt: skip
+
+
+def hugging_face_step(work: Workload, variant: str) -> Step:
+    """Forward and backward of Hugging Face's BertForPreTraining; variant: fp32 or bf16, -compiled, -one-by-one."""
+    import torch
+    from transformers import BertConfig, BertForPreTraining
+
+    config = BertConfig(
+        num_hidden_layers=work.layers, hidden_size=work.hidden, num_attention_heads=work.heads,
+        intermediate_size=4 * work.hidden, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = BertForPreTraining(config).train()
+    run = torch.compile(model) if "compiled" in variant else model
+    ids = torch.randint(0, 30522, (work.sequences, work.length))
+    labels = torch.full_like(ids, -100)
+    labels[:, : work.masked] = ids[:, : work.masked]
+    given = {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels,
+        "next_sentence_label": torch.zeros(work.sequences, dtype=torch.long),
+    }  # fmt: skip
+    size = 1 if "one-by-one" in variant else work.sequences
+    batches = [{key: value[i : i + size] for key, value in given.items()} for i in range(0, work.sequences, size)]
+
+    def step() -> None:
+        for batch in batches:
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=variant.startswith("bf16")):
+                loss = run(**batch).loss
+            loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return step
+
+
+def work_for_parent(name: str, variant: str, threads: int) -> None:
+    """Answer each line on standard input with the wall and CPU seconds of one step."""
+    import torch
+
+    torch.set_num_threads(threads)
+    work = WORKLOADS[name]
+    step = simulator_step(work) if variant == "simulator" else hugging_face_step(work, variant)
+    for _ in range(2):
+        step()
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(work.steps):
+            step()
+        taken = (time.perf_counter() - wall) / work.steps, (time.process_time() - cpu) / work.steps
+        print(json.dumps(taken), flush=True)
+
+
+class Worker:
+    """One side's process."""
+
+    def __init__(self, name: str, variant: str, threads: int, environment: dict[str, str]) -> None:
+        self.variant = variant
+        command = [sys.executable, __file__, "--worker", name, variant, "--threads", str(threads)]
+        # Threads that spin while they wait would take the machine from the side whose turn it is.
+        surroundings = {**os.environ, **environment, "OMP_WAIT_POLICY": "passive"}
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings, cwd=ROOT
+        )
+        self.taken: list[tuple[float, float]] = []
+        while self._line().strip() != "ready":
+            pass
+
+    def _line(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.variant} ended with status {self.process.wait()}")
+        return line
+
+    def turn(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        self.taken.append(tuple(json.loads(self._line())))
+
+    def medians(self) -> tuple[float, float]:
+        return tuple(statistics.median(values) for values in zip(*self.taken))  # type: ignore[return-value]
+
+    def stop(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(name: str, allocator: str, rounds: int, threads: int, compiled: bool) -> None:
+    """Print one row per variant of Hugging Face, and the ratio to the quickest."""
+    work = WORKLOADS[name]
+    variants = ["fp32", "bf16"] + (["fp32-one-by-one"] if name == "tiny" else [])
+    if compiled:
+        variants += ["fp32-compiled", "bf16-compiled"]
+    environment = TUNED if allocator == "tuned" else {}
+    workers = [Worker(name, variant, threads, environment) for variant in ["simulator", *variants]]
+    for _ in range(rounds):
+        for worker in workers:
+            worker.turn()
+    ours, *theirs = [worker.medians() for worker in workers]
+    for worker in workers:
+        worker.stop()
+    best = [min(side[i] for side in theirs) for i in range(2)]
+    asked = work.asked[0] if allocator == "tuned" else work.asked[1]
+    figures = ", ".join(f"{v} {t[0]:.3f} s ({t[1]:.3f})" for v, t in zip(variants, theirs))
+    print(
+        f"| {name} | {allocator} | {f'{asked:.1f}x' if asked else '-'} | {best[0] / ours[0]:.2f}x | "
+        f"{best[1] / ours[1]:.2f}x | {work.sequences / ours[0]:.2f} | simulator {ours[0]:.3f} s ({ours[1]:.3f}), "
+        f"{figures} |",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--allocators", nargs="+", default=["tuned", "default"], choices=["tuned", "default"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--compile", action="store_true", help="also torch.compile Hugging Face's model (slow to start)")
+    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work_for_parent(*args.worker, args.threads)
+        return
+    print("| model | malloc | asked | wall ratio | CPU ratio | sequences/s | seconds per step: wall (CPU) |")
+    print("|---|---|---|---|---|---|---|")
+    for name in args.models:
+        for allocator in args.allocators:
+            compare(name, allocator, args.rounds, args.threads, args.compile)
+
+
+if __name__ == "__main__":
+    main()
