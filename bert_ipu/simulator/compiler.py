@@ -80,8 +80,8 @@ class CompileRequest:
 def compile_program(request: CompileRequest) -> Program:
     """Compile a model, its loss and optimizer included where it trains.
 
-    Raises Error for what the IPU cannot do: data-dependent shapes, operators it lacks, tensors left on the CPU,
-    no loss or several, replaced buffers.
+    Raises Error for what the IPU cannot do: data-dependent shapes, operators it lacks, tensors left on
+    the CPU, no loss or several, replaced buffers.
     """
     program = Program(fx.Graph(), FakeTensorMode(allow_non_fake_inputs=True), training=request.training)
     program.reduction = request.reduction
@@ -183,8 +183,8 @@ def _check_input(leaf: torch.Tensor, index: int) -> None:
     if leaf.requires_grad:
         raise poptorch_error(
             "An input tensor to an IPU model can not have requires_grad set to True, however input "
-            f"{index} does: {leaf}\nYou can set requires_grad=True from within the model as an alternative, and "
-            "return gradients as outputs to your model, if required."
+            f"{index} does: {leaf}\nYou can set requires_grad=True from within the model as an alternative, "
+            "and return gradients as outputs to your model, if required."
         )
     try:
         device_dtype(leaf.dtype)
@@ -220,9 +220,9 @@ def _restore(before: Mapping[str, tuple[dict[str, Any], str, torch.Tensor]]) -> 
             message = message or f"{name} is removed from the model when calling the forward method."
         else:
             message = message or (
-                f"{name} is reassigned within the model when calling the forward method. This is not supported. "
-                f"Consider using self.{short}.copy_(src) to copy data from a source tensor, where src is the name of "
-                "the source tensor."
+                f"{name} is reassigned within the model when calling the forward method. This is not "
+                f"supported. Consider using self.{short}.copy_(src) to copy data from a source tensor, where "
+                "src is the name of the source tensor."
             )
     return message
 
@@ -275,7 +275,8 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
     found = differentiate(program, loss, seed, _rule_of)
     if not found:
         raise poptorch_error(
-            f"The loss ({loss.meta.get('source')}) depends on no parameter that requires a gradient: nothing can be trained."
+            f"The loss ({loss.meta.get('source')}) depends on no parameter that requires a gradient: "
+            "nothing would be trained."
         )
     for name, node in found.items():
         program.tensor_names[f"Gradient___{name}"] = node

@@ -10,7 +10,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import torch
 from torch import fx
@@ -22,15 +22,16 @@ from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
+from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, describe, left_on_cpu
 from bert_ipu.simulator.graph.dtypes import device_dtype
+from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
 from bert_ipu.simulator.graph.sources import Origin, locate
 
 aten = torch.ops.aten
 
-IPU = torch.device("ipu", 0)
-_CPU = torch.device("cpu")
-# torch's own book-keeping of views, which refuses a view that is its base (`x[:]`); `graph/aliases.py` keeps ours.
+# torch's own book-keeping of views, which refuses a view that is its base (`x[:]`);
+# `graph/aliases.py` keeps ours.
 _VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
 
 _current: ContextVar[Optional[Capture]] = ContextVar("capture", default=None)
@@ -50,54 +51,6 @@ def suspended() -> Iterator[None]:
             yield
     finally:
         _current.reset(token)
-
-
-class CapturedTensor(torch.Tensor):
-    """A tensor of the program being captured: shape and dtype, no data."""
-
-    shown: View
-    stand_in: FakeTensor
-    owner: Capture
-
-    @staticmethod
-    def __new__(cls, fake: FakeTensor, view: View, capture: Capture) -> CapturedTensor:
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
-            cls,
-            fake.shape,
-            strides=fake.stride(),
-            storage_offset=fake.storage_offset(),
-            dtype=fake.dtype,
-            device=_CPU,
-        )
-        made.stand_in, made.shown, made.owner = fake, view, capture
-        return made  # type: ignore[no-any-return]
-
-    @property
-    def device(self) -> torch.device:  # type: ignore[override]
-        """Where PopTorch's tensors are; the wrapper itself is on the CPU, as torch cannot drive an IPU."""
-        return IPU
-
-    @property
-    def is_cpu(self) -> bool:  # type: ignore[override]
-        return False
-
-    @property
-    def is_ipu(self) -> bool:  # type: ignore[override]
-        return True
-
-    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
-        return f"tensor(device={IPU}, shape={list(self.shape)}, dtype={self.dtype})"
-
-    @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
-        cls, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Optional[dict[str, Any]] = None
-    ) -> Any:
-        raise poptorch_error(
-            f"{func} was called on a tensor of a model's forward after the model was compiled. Such tensors exist "
-            "only while the model is compiled: return them from forward, or keep them in a buffer."
-        )
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
 class GraphBeingBuilt:
@@ -155,7 +108,7 @@ class Capture:
         self.opening = False
         """Inside a composite operator of torch, whose C++ takes captured tensors for ones on the CPU."""
         self._mode = _CaptureMode(self)
-        self._origin = Origin("", None, False)
+        self.origin = Origin("", None, False)
 
     # -- what the program is given -------------------------------------------------------------
 
@@ -220,7 +173,7 @@ class Capture:
 
         `host_dtypes`: the results' dtypes in the user's eyes, where the device's are narrower.
         """
-        self._origin = locate(self._modules)
+        self.origin = locate(self._modules)
         with torch._C.DisableTorchFunction():
             args = tuple(self._lift(argument) for argument in args)
             node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
@@ -252,9 +205,9 @@ class Capture:
         args, kwargs = fx.map_arg((args, kwargs), self.visible)  # type: ignore[assignment]
         node = self.graphs[-1].graph.call_function(target, args, kwargs)
         node.meta.update(self.annotations.meta())
-        node.meta.update({"module": self._origin.module, "source": self._origin.source})
+        node.meta.update({"module": self.origin.module, "source": self.origin.source})
         node.meta.update({"pass": "forward", "context": "normal"})
-        if not torch.is_grad_enabled() and not self._origin.in_function:
+        if not torch.is_grad_enabled() and not self.origin.in_function:
             node.meta["no_grad"] = True
         return node
 
@@ -264,7 +217,7 @@ class Capture:
         if level is None:
             raise poptorch_error(
                 "A tensor made or written inside the body of a loop or branch is used outside it "
-                f"({self._origin.source}). Return it from the body."
+                f"({self.origin.source}). Return it from the body."
             )
         for built in self.graphs[level + 1 :]:
             node = built.imported(node)
@@ -281,14 +234,14 @@ class Capture:
         args, kwargs = _map(args, self.recognise), _map(kwargs, self.recognise)
         if not self._concerns_ipu(args, kwargs):
             return func(*args, **kwargs)
-        self._origin = locate(self._modules)
+        self.origin = locate(self._modules)
         result = self._dispatch(func, args, kwargs)
         if func in normalise.LOSSES:
             self.node_of(result).meta["loss"] = True  # type: ignore[union-attr]
         return result
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        handler = _HANDLERS.get(func)
+        handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
         rewrite = normalise.REWRITES.get(func)
@@ -328,7 +281,7 @@ class Capture:
                 return func(*args, **kwargs)
         except DynamicOutputShapeException as error:
             raise poptorch_error(
-                f"{_describe(func, self._origin)} has a result whose shape depends on its input's values. "
+                f"{describe(func, self.origin)} has a result whose shape depends on its input's values. "
                 "Shapes on the IPU are static: use masks or `torch.where` and a fixed size instead."
             ) from error
 
@@ -365,17 +318,15 @@ class Capture:
         name = normalise.written_argument(func)
         if func._schema.name.removeprefix("aten::") in normalise.RESIZING:
             raise poptorch_error(
-                f"{_describe(func, self._origin)} changes a tensor's shape in place. Use its result instead."
+                f"{describe(func, self.origin)} changes a tensor's shape in place. Use its result instead."
             )
         functional = normalise.functional_form(func)
         if functional is None:
-            raise poptorch_error(
-                f"{_describe(func, self._origin)} writes in place and has no functional form."
-            )
+            raise poptorch_error(f"{describe(func, self.origin)} writes in place and has no functional form.")
         position = next(i for i, a in enumerate(func._schema.arguments) if a.name == name)
         target = kwargs.pop(name) if name in kwargs else args[position]
         if not isinstance(target, CapturedTensor):
-            raise poptorch_error(_left_on_cpu(target, func, self._origin))
+            raise poptorch_error(left_on_cpu(target, func, self.origin))
         with self._mode:
             self.write(target, functional(*args, **kwargs))
         return target
@@ -406,13 +357,13 @@ class Capture:
         return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
 
     def _lift(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
-        """An operand as a tensor of the program; a number that Python's indexing made a tensor is a constant."""
+        """An operand as a tensor of the program; a number that Python made a tensor is a constant."""
         leaf = self.recognise(leaf)
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
             return leaf
         if leaf.dim() == 0 and func in normalise.ASSIGNMENTS:
             return self.lift(leaf)
-        raise poptorch_error(_left_on_cpu(leaf, func, self._origin))
+        raise poptorch_error(left_on_cpu(leaf, func, self.origin))
 
     def recognise(self, leaf: Any) -> Any:
         """A parameter or buffer as the captured tensor it is; anything else as it came."""
@@ -464,7 +415,7 @@ class Capture:
         try:
             return device_dtype(dtype)
         except TypeError as error:
-            raise poptorch_error(f"{error} ({self._origin.source}).") from error
+            raise poptorch_error(f"{error} ({self.origin.source}).") from error
 
     def _concerns_ipu(self, args: Any, kwargs: Any) -> bool:
         return any(
@@ -500,156 +451,4 @@ def _leaves(tree: Any) -> Iterator[Any]:
 def _to_fake(leaf: Any) -> Any:
     if isinstance(leaf, CapturedTensor):
         return leaf.stand_in
-    return _CPU if isinstance(leaf, torch.device) else leaf
-
-
-def _describe(func: Union[OpOverload, IpuOp, None], origin: Origin) -> str:
-    name = func._schema.name if isinstance(func, OpOverload) else getattr(func, "name", "An operator")
-    where = f" in module '{origin.module}'" if origin.module else ""
-    return f"{name}{where} ({origin.source})"
-
-
-_SCALAR_TYPES = {
-    torch.float32: "Float",
-    torch.float64: "Double",
-    torch.float16: "Half",
-    torch.int64: "Long",
-    torch.int32: "Int",
-    torch.int16: "Short",
-    torch.int8: "Char",
-    torch.uint8: "Byte",
-    torch.bool: "Bool",
-}
-
-
-def _left_on_cpu(tensor: torch.Tensor, func: Union[OpOverload, None], origin: Origin) -> str:
-    dtype = _SCALAR_TYPES.get(tensor.dtype, str(tensor.dtype))
-    return (
-        f"Expected an IPU tensor but got tensor(device={tensor.device}, shape={list(tensor.shape)}, dtype={dtype}).\n"
-        'Constant tensors should be moved explicitly to the IPU, via cpu_tensor.to("ipu"), or be made a buffer.\n'
-        f"It is an operand of {_describe(func, origin)}."
-    )
-
-
-# -- operators with a handling of their own ----------------------------------------------------
-
-
-def _to(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """`Tensor.to` and its kin: a constant enters, a dtype changes, nothing leaves."""
-    tensor, bound = args[0], _bind(func, args, kwargs)
-    dtype, device = bound.get("dtype"), bound.get("device")
-    if isinstance(bound.get("other"), torch.Tensor):
-        dtype, device = bound["other"].dtype, bound["other"].device
-    if not isinstance(tensor, CapturedTensor):
-        return capture.lift(tensor, dtype)
-    if device is not None and torch.device(device).type != "ipu" and not capture.opening:
-        raise poptorch_error(
-            'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output as an '
-            f"IPU tensor. ({capture._origin.source})"
-        )
-    if dtype is None or dtype == tensor.dtype:
-        return capture.share(tensor) if bound.get("copy") or func is aten._to_copy.default else tensor
-    return capture.record(aten._to_copy.default, (tensor,), {"dtype": dtype})
-
-
-def _bind(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args)), **kwargs}
-
-
-def _copy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    target, source = args[:2]
-    if not isinstance(target, CapturedTensor):
-        raise poptorch_error(
-            f"{_describe(func, capture._origin)} writes to a tensor on the CPU; return the value instead."
-        )
-    capture.write(target, source if isinstance(source, CapturedTensor) else capture.lift(source))
-    return target
-
-
-def _reshape(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    shape = kwargs.get("size", kwargs.get("shape", args[1] if len(args) > 1 else None))
-    with capture.program.fake_mode:
-        sizes = list(args[0].stand_in.reshape(shape).shape)
-    return capture.record(aten.reshape.default, (args[0], sizes), {})
-
-
-def _share(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return capture.share(args[0])
-
-
-def _contiguous(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args[0].stand_in.is_contiguous() else capture.share(args[0])
-
-
-def _same(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0]
-
-
-def _slice(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """A slice of everything, which indexing makes of every `:`, is no operator."""
-    bound = _bind(func, args, kwargs)
-    size = args[0].size(bound.get("dim", 0))
-    start, end, step = bound.get("start") or 0, bound.get("end"), bound.get("step", 1)
-    whole = start in (0, -size) and (end is None or end >= size) and step == 1
-    return args[0] if whole else capture.record(func, args, kwargs)
-
-
-def _dropout(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    bound = _bind(func, args, kwargs)
-    if not bound["train"] or bound["p"] == 0:
-        return capture.share(bound["input"])
-    return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
-
-
-def _recurrent(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    bound = _bind(func, args, kwargs)
-    if bound["dropout"] and bound["train"]:
-        raise poptorch_error(
-            f"{_describe(func, capture._origin)}: dropout between layers is not supported on the IPU."
-        )
-    return capture.record(func, args, kwargs)
-
-
-def _cross_entropy(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    bound = _bind(func, args, kwargs)
-    plain = bound.get("weight") is None and not bound.get("label_smoothing")
-    if plain and not bound["target"].dtype.is_floating_point:
-        return capture.record(func, args, kwargs)
-    return capture.open(func, args, kwargs)
-
-
-def _to_host(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    raise poptorch_error(
-        f"{_describe(func, capture._origin)} needs a tensor's value on the host, which is not known while the model is "
-        "compiled (a Python `if`, `bool()`, `int()` or `.item()` of a tensor). Use `torch.where`, `poptorch.cond` or "
-        "`poptorch.for_loop`, or compute it before the model is called."
-    )
-
-
-_HANDLERS: dict[OpOverload, Callable[[Capture, OpOverload, tuple[Any, ...], dict[str, Any]], Any]] = {
-    aten.to.device: _to,
-    aten.to.dtype: _to,
-    aten.to.dtype_layout: _to,
-    aten.to.other: _to,
-    aten.type_as.default: _to,
-    aten._to_copy.default: _to,
-    aten.copy_.default: _copy,
-    aten.view.default: _reshape,
-    aten._unsafe_view.default: _reshape,
-    aten.reshape.default: _reshape,
-    aten._reshape_alias.default: _reshape,
-    aten.clone.default: _share,
-    aten.lift_fresh.default: _same,
-    aten.alias.default: _same,
-    aten.contiguous.default: _contiguous,
-    aten.slice.Tensor: _slice,
-    aten.dropout.default: _dropout,
-    aten.cross_entropy_loss.default: _cross_entropy,
-    **dict.fromkeys(normalise.RECURRENT, _recurrent),
-    aten._local_scalar_dense.default: _to_host,
-    aten.item.default: _to_host,
-    aten.is_nonzero.default: _to_host,
-    aten.equal.default: _to_host,
-    aten.allclose.default: _to_host,
-}
+    return CPU if isinstance(leaf, torch.device) else leaf

@@ -13,7 +13,8 @@ from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.capture import Capture, CapturedTensor, GraphBeingBuilt
+from bert_ipu.simulator.graph.capture import Capture, GraphBeingBuilt
+from bert_ipu.simulator.graph.captured import CapturedTensor
 from bert_ipu.simulator.graph.ir import IpuOp, Subgraph
 
 Body = Callable[..., Sequence[torch.Tensor]]
@@ -31,8 +32,8 @@ def for_loop(
     shapes = [(tuple(r.shape), r.dtype) for r in results]
     if shapes != [(tuple(i.shape), i.dtype) for i in inputs]:
         raise poptorch_error(
-            f"The body of poptorch.for_loop must return tensors like its inputs, but returns {shapes} of inputs "
-            f"{[(tuple(i.shape), i.dtype) for i in inputs]}."
+            f"The body of poptorch.for_loop must return tensors like its inputs, but returns {shapes} "
+            f"of inputs {[(tuple(i.shape), i.dtype) for i in inputs]}."
         )
     outer = [*given, *built.imports]
     return _emit(

@@ -234,7 +234,7 @@ class Program:
         return self._variable_nodes.get(variable)
 
     def scalar_names(self) -> dict[str, str]:
-        """PopART's names of the optimizer's scalars, one for each weight, and the variable that each is here."""
+        """PopART's names of the optimizer's scalars, one for each weight, and each one's variable."""
         names = {}
         for variable, source in self.scalars.items():
             if source.weights:

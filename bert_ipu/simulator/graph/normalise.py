@@ -214,11 +214,12 @@ def _batch_norm(
 ) -> Tensor:
     if not training:
         assert running_mean is not None and running_var is not None, "evaluation needs running statistics"
-        return aten._native_batch_norm_legit_no_training(
+        return aten._native_batch_norm_legit_no_training(  # type: ignore[no-any-return]
             x, weight, bias, running_mean, running_var, momentum, eps
         )[0]
     if running_mean is None or running_var is None:
-        return aten._native_batch_norm_legit.no_stats(x, weight, bias, True, momentum, eps)[0]
+        alone = aten._native_batch_norm_legit.no_stats(x, weight, bias, True, momentum, eps)
+        return alone[0]  # type: ignore[no-any-return]
     out, _, _, mean, var = aten._native_batch_norm_legit_functional(
         x, weight, bias, running_mean, running_var, True, momentum, eps
     )

@@ -50,8 +50,8 @@ dropout_grad = IpuOp("dropout_grad", _same)
 """(grad, p): grad times the mask / (1 - p) that the dropout of the same `random` number drew."""
 
 cross_entropy_grad = IpuOp("cross_entropy_grad", lambda grad, logits, target, **_: torch.empty_like(logits))
-"""(grad, logits, target, *, reduction, ignore_index): the gradient of `aten.cross_entropy_loss` (class indices, no
-weights) with respect to the logits; `reduction` is torch's number: 0 none, 1 mean, 2 sum."""
+"""(grad, logits, target, *, reduction, ignore_index): the gradient of `aten.cross_entropy_loss` (class
+indices, no weights) with respect to the logits; `reduction` is torch's number: 0 none, 1 mean, 2 sum."""
 
 nop = IpuOp("nop", _same)
 """(x): x itself, kept (`poptorch.nop`, `poptorch.recomputationCheckpoint`)."""
@@ -64,8 +64,8 @@ custom_op = IpuOp("custom_op", _declared, effect=True)
 """(*inputs, name, domain, version, attributes, outputs): a tuple. `outputs`: ((shape, dtype), ...)."""
 
 custom_op_grad = IpuOp("custom_op_grad", _declared)
-"""(*inputs, name, domain, version, attributes, outputs, live_outputs, index): the custom op's index-th gradient
-operator, where the loss depends on `live_outputs`; `inputs` are in the order of its sources."""
+"""(*inputs, name, domain, version, attributes, outputs, live_outputs, index): the custom op's index-th
+gradient operator, where the loss depends on `live_outputs`; `inputs` are in the order of its sources."""
 
 cpu_op = IpuOp("cpu_op", _declared, effect=True)
 """(*inputs, function, outputs): a tuple computed by a Python callable on the host."""
@@ -85,7 +85,8 @@ assign = IpuOp("assign", _same, mutates=(0,))
 accumulate = IpuOp("accumulate", _same, mutates=(0,))
 """(variable v, x, factor f, *, kind): PopART's Accumulate.
 "add": v + x; "dampened_add": v + f x; "dampened_add_square": v + f x^2; "moving_average": f v + (1 - f) x;
-"decay_add": f v + x; "moving_average_square": f v + (1 - f) x^2; "infinity": max(f v, |x|); "mean": (f v + x) / (f + 1)."""
+"decay_add": f v + x; "moving_average_square": f v + (1 - f) x^2; "infinity": max(f v, |x|);
+"mean": (f v + x) / (f + 1)."""
 
 rescale_accumulate = IpuOp("rescale_accumulate", _same, mutates=(0,))
 """(variable v, x, factor f, ratio r, *, kind): as accumulate of r v (r^2 v for "moving_average_square")."""

@@ -175,7 +175,7 @@ class Updates:
     """The accumulators of this micro-batch loop, and their values after it."""
 
     def scalar(self, formula: str, weight: fx.Node) -> Scalar:
-        """A weight's hyper-parameter: a number where all it depends on is constant, else a SCALAR variable's node."""
+        """A weight's hyper-parameter: a number where it is constant, else a SCALAR variable's node."""
         group = self._group(weight)
         values = _Values(self.spec, group, self.reduction)
         value = FORMULAS[formula](values)
@@ -351,7 +351,7 @@ class Updates:
         )
 
     def _accumulate_velocity(self, weight: fx.Node, gradient: fx.Node) -> tuple[fx.Node, Optional[fx.Node]]:
-        """Combined SGD: the velocity is the accumulator. Also the plain gradient sum, where Nesterov needs it."""
+        """Combined SGD: the velocity is the accumulator; with Nesterov, the gradients' sum too."""
         group = self._group(weight)
         decay = FORMULAS["scaledWeightDecay1"](_Values(self.spec, group, self.reduction))
         name = weight.meta["variable"]

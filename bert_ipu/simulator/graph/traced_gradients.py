@@ -21,6 +21,7 @@ from bert_ipu.simulator.graph.normalise import is_random
 
 aten = torch.ops.aten
 
+_HOST_OPTIONS = ("device", "pin_memory", "layout")
 _RESHAPES = (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default)
 
 
@@ -91,10 +92,8 @@ def _graft(
 
 
 def _copy(b: Backward, node: fx.Node, inner: fx.Node, placed: dict[fx.Node, Any]) -> fx.Node:
-    args: tuple[Any, ...]
-    options: dict[str, Any]
-    args, options = fx.map_arg((inner.args, inner.kwargs), lambda n: placed[n])  # type: ignore[misc, assignment]
-    kwargs = {key: value for key, value in options.items() if key not in ("device", "pin_memory", "layout")}
+    copied: Any = fx.map_arg((inner.args, inner.kwargs), lambda n: placed[n])
+    args, kwargs = copied[0], {key: value for key, value in copied[1].items() if key not in _HOST_OPTIONS}
     if inner.target in (aten.detach.default, aten.alias.default, aten.lift_fresh.default):
         return args[0]  # type: ignore[no-any-return]
     if inner.target in _RESHAPES:

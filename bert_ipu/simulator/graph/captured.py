@@ -1,0 +1,97 @@
+"""The tensor a user's forward sees while it is captured, and how messages name what went wrong with one."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Optional, Union
+
+import torch
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph.aliases import View
+from bert_ipu.simulator.graph.ir import IpuOp
+from bert_ipu.simulator.graph.sources import Origin
+
+if TYPE_CHECKING:
+    from bert_ipu.simulator.graph.capture import Capture
+
+IPU = torch.device("ipu", 0)
+CPU = torch.device("cpu")
+
+
+class CapturedTensor(torch.Tensor):
+    """A tensor of the program being captured: shape and dtype, no data."""
+
+    shown: View
+    stand_in: FakeTensor
+    owner: Capture
+
+    @staticmethod
+    def __new__(cls, fake: FakeTensor, view: View, capture: Capture) -> CapturedTensor:
+        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls,
+            fake.shape,
+            strides=fake.stride(),
+            storage_offset=fake.storage_offset(),
+            dtype=fake.dtype,
+            device=CPU,
+        )
+        made.stand_in, made.shown, made.owner = fake, view, capture
+        return made  # type: ignore[no-any-return]
+
+    @property
+    def device(self) -> torch.device:  # type: ignore[override]
+        """Where PopTorch's tensors are; the wrapper itself is on the CPU, as torch cannot drive an IPU."""
+        return IPU
+
+    @property
+    def is_cpu(self) -> bool:  # type: ignore[override]
+        return False
+
+    @property
+    def is_ipu(self) -> bool:  # type: ignore[override]
+        return True
+
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
+        return f"tensor(device={IPU}, shape={list(self.shape)}, dtype={self.dtype})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: Optional[dict[str, Any]] = None
+    ) -> Any:
+        raise poptorch_error(
+            f"{func} was called on a tensor of a model's forward after the model was compiled. Such tensors "
+            "exist only while the model is compiled: return them from forward, or keep them in a buffer."
+        )
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+
+def describe(func: Union[OpOverload, IpuOp, None], origin: Origin) -> str:
+    name = func._schema.name if isinstance(func, OpOverload) else getattr(func, "name", "An operator")
+    where = f" in module '{origin.module}'" if origin.module else ""
+    return f"{name}{where} ({origin.source})"
+
+
+_SCALAR_TYPES = {
+    torch.float32: "Float",
+    torch.float64: "Double",
+    torch.float16: "Half",
+    torch.int64: "Long",
+    torch.int32: "Int",
+    torch.int16: "Short",
+    torch.int8: "Char",
+    torch.uint8: "Byte",
+    torch.bool: "Bool",
+}
+
+
+def left_on_cpu(tensor: torch.Tensor, func: Union[OpOverload, None], origin: Origin) -> str:
+    dtype = _SCALAR_TYPES.get(tensor.dtype, str(tensor.dtype))
+    return (
+        f"Expected an IPU tensor but got tensor(device={tensor.device}, shape={list(tensor.shape)}, "
+        f"dtype={dtype}).\n"
+        'Constant tensors should be moved explicitly to the IPU, via cpu_tensor.to("ipu"), or made buffers.\n'
+        f"It is an operand of {describe(func, origin)}."
+    )

@@ -1,0 +1,143 @@
+"""Operators that the capture treats in a way of their own, by table; all others are recorded as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._ops import OpOverload
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import normalise
+from bert_ipu.simulator.graph.captured import CapturedTensor, describe
+
+if TYPE_CHECKING:
+    from bert_ipu.simulator.graph.capture import Capture
+
+aten = torch.ops.aten
+
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Handler = Callable[["Capture", OpOverload, Args, Kwargs], Any]
+
+
+def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """`Tensor.to` and its kin: a constant enters, a dtype changes, nothing leaves."""
+    tensor, bound = args[0], _bind(func, args, kwargs)
+    dtype, device = bound.get("dtype"), bound.get("device")
+    if isinstance(bound.get("other"), torch.Tensor):
+        dtype, device = bound["other"].dtype, bound["other"].device
+    if not isinstance(tensor, CapturedTensor):
+        return capture.lift(tensor, dtype)
+    if device is not None and torch.device(device).type != "ipu" and not capture.opening:
+        raise poptorch_error(
+            'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output '
+            f"as an IPU tensor. ({capture.origin.source})"
+        )
+    if dtype is None or dtype == tensor.dtype:
+        return capture.share(tensor) if bound.get("copy") or func is aten._to_copy.default else tensor
+    return capture.record(aten._to_copy.default, (tensor,), {"dtype": dtype})
+
+
+def _bind(func: OpOverload, args: Args, kwargs: Kwargs) -> Kwargs:
+    names = [argument.name for argument in func._schema.arguments]
+    return {**dict(zip(names, args)), **kwargs}
+
+
+def _copy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    target, source = args[:2]
+    if not isinstance(target, CapturedTensor):
+        raise poptorch_error(
+            f"{describe(func, capture.origin)} writes to a tensor on the CPU; return the value instead."
+        )
+    capture.write(target, source if isinstance(source, CapturedTensor) else capture.lift(source))
+    return target
+
+
+def _reshape(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    shape = kwargs.get("size", kwargs.get("shape", args[1] if len(args) > 1 else None))
+    with capture.program.fake_mode:
+        sizes = list(args[0].stand_in.reshape(shape).shape)
+    return capture.record(aten.reshape.default, (args[0], sizes), {})
+
+
+def _share(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    return capture.share(args[0])
+
+
+def _contiguous(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    return args[0] if args[0].stand_in.is_contiguous() else capture.share(args[0])
+
+
+def _same(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    return args[0]
+
+
+def _slice(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """A slice of everything, which indexing makes of every `:`, is no operator."""
+    bound = _bind(func, args, kwargs)
+    size = args[0].size(bound.get("dim", 0))
+    start, end, step = bound.get("start") or 0, bound.get("end"), bound.get("step", 1)
+    whole = start in (0, -size) and (end is None or end >= size) and step == 1
+    return args[0] if whole else capture.record(func, args, kwargs)
+
+
+def _dropout(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    bound = _bind(func, args, kwargs)
+    if not bound["train"] or bound["p"] == 0:
+        return capture.share(bound["input"])
+    return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
+
+
+def _recurrent(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    bound = _bind(func, args, kwargs)
+    if bound["dropout"] and bound["train"]:
+        raise poptorch_error(
+            f"{describe(func, capture.origin)}: dropout between layers is not supported on the IPU."
+        )
+    return capture.record(func, args, kwargs)
+
+
+def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    bound = _bind(func, args, kwargs)
+    plain = bound.get("weight") is None and not bound.get("label_smoothing")
+    if plain and not bound["target"].dtype.is_floating_point:
+        return capture.record(func, args, kwargs)
+    return capture.open(func, args, kwargs)
+
+
+def _to_host(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    raise poptorch_error(
+        f"{describe(func, capture.origin)} needs a tensor's value on the host, which is not known while the "
+        "model is compiled (a Python `if`, `bool()`, `int()` or `.item()` of a tensor). Use `torch.where`, "
+        "`poptorch.cond` or `poptorch.for_loop`, or compute it before the model is called."
+    )
+
+
+HANDLERS: dict[OpOverload, Handler] = {
+    aten.to.device: _to,
+    aten.to.dtype: _to,
+    aten.to.dtype_layout: _to,
+    aten.to.other: _to,
+    aten.type_as.default: _to,
+    aten._to_copy.default: _to,
+    aten.copy_.default: _copy,
+    aten.view.default: _reshape,
+    aten._unsafe_view.default: _reshape,
+    aten.reshape.default: _reshape,
+    aten._reshape_alias.default: _reshape,
+    aten.clone.default: _share,
+    aten.lift_fresh.default: _same,
+    aten.alias.default: _same,
+    aten.contiguous.default: _contiguous,
+    aten.slice.Tensor: _slice,
+    aten.dropout.default: _dropout,
+    aten.cross_entropy_loss.default: _cross_entropy,
+    **dict.fromkeys(normalise.RECURRENT, _recurrent),
+    aten._local_scalar_dense.default: _to_host,
+    aten.item.default: _to_host,
+    aten.is_nonzero.default: _to_host,
+    aten.equal.default: _to_host,
+    aten.allclose.default: _to_host,
+}
