@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
@@ -13,6 +15,9 @@ from types import ModuleType
 from .params import SimulatorParams, params_from_environment
 
 FACADES = ("poptorch", "popdist", "popart")
+
+OFFLINE = "BERT_IPU_POPRUN_OFFLINE"
+"""Set to 1 by `poprun --offline-mode`: no program gets a device, whatever it asks for."""
 
 _params: SimulatorParams | None = None
 
@@ -34,7 +39,8 @@ def install(params: SimulatorParams | None = None) -> None:
 
 def current_params() -> SimulatorParams:
     """How models are simulated that are compiled now."""
-    return params_from_environment() if _params is None else _params
+    params = params_from_environment() if _params is None else _params
+    return dataclasses.replace(params, device="null") if os.environ.get(OFFLINE) == "1" else params
 
 
 class _FacadeFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):

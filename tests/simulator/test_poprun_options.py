@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bert_ipu.simulator import installation
 from bert_ipu.simulator.poprun import launch, options
 from bert_ipu.simulator.poprun.options import PoprunError, parse
 from bert_ipu.simulator.poprun.plan import Plan, expand_hosts, numa_cores, read_hostfile, share_of_cores
@@ -182,7 +183,6 @@ def test_mpirun_gets_hosts_and_arguments() -> None:
 
 
 def test_start_orders_carry_cache_and_offline_mode(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BERT_IPU_SIMULATOR", "numerics=fast,device=cpu")
     argv = [
         "--num-instances=2",
         "--num-replicas=2",
@@ -192,7 +192,8 @@ def test_start_orders_carry_cache_and_offline_mode(monkeypatch: pytest.MonkeyPat
     own, _ = parse([*argv, "--only-output-from-instance=1", "p"])
     first, second = launch.start_orders(launch.make_plan(own), own)
     assert first["environment"]["POPTORCH_CACHE_DIR"] == str(tmp_path)  # type: ignore[index]
-    assert first["environment"]["BERT_IPU_SIMULATOR"] == "numerics=fast,device=null"  # type: ignore[index]
+    monkeypatch.setenv(installation.OFFLINE, first["environment"][installation.OFFLINE])  # type: ignore[index]
+    assert installation.current_params().is_null
     assert (first["silent"], second["silent"]) == (True, False)
 
 

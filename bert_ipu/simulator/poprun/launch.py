@@ -187,9 +187,7 @@ def start_orders(plan: Plan, options: argparse.Namespace) -> list[dict[str, obje
     if options.executable_cache_path:
         extra["POPTORCH_CACHE_DIR"] = str(Path(options.executable_cache_path).resolve())
     if options.offline_mode:
-        settings = [s for s in os.environ.get("BERT_IPU_SIMULATOR", "").split(",") if s]
-        kept = [s for s in settings if not s.startswith("device=")]
-        extra["BERT_IPU_SIMULATOR"] = ",".join([*kept, "device=null"])
+        extra["BERT_IPU_POPRUN_OFFLINE"] = "1"
     return [
         {
             "kind": "start",
@@ -330,6 +328,8 @@ def run(plan: Plan, options: argparse.Namespace, program: Sequence[str]) -> int:
         job.clear()
         for number, handler in before.items():
             signal.signal(number, handler)
+    if options.verbose > 1:
+        print("\n".join(["mpirun said:", *job.relay.said]), file=sys.stderr)
     if verdict.status:
         print(failure_message(verdict, plan, job.control.instances, where), file=sys.stderr, flush=True)
     return verdict.status

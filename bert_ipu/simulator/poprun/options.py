@@ -130,7 +130,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--version-format", choices=("text", "json", "full-text", "full-json"), default="text"
     )
-    parser.add_argument("-v", "--verbose", action="count", default=0, help="say what is done; -vv says more")
+    parser.add_argument(
+        "-v", "--verbose", action="count", default=0, help="print mpirun's command; -vv also what it says"
+    )
     parser.add_argument("--vv", action="store_const", const=2, dest="verbose", help=argparse.SUPPRESS)
     parser.add_argument("--import-config", help="read options from this file; the command line wins")
     parser.add_argument("--export-config", help="write the given options to this file")
