@@ -33,11 +33,9 @@ def main() -> int:
     parser.add_argument("--poplibs", type=Path, required=True, help="a clone of graphcore/poplibs")
     arguments = parser.parse_args()
     roots = [arguments.popart / "willow" / "include", arguments.poplibs / "include"]
-    for root in roots:
+    for clone, root in zip([arguments.popart, arguments.poplibs], roots):
         if not root.is_dir():
-            print(
-                f"{root} does not exist: is {root.parent} a clone of the right repository?", file=sys.stderr
-            )
+            print(f"{root} does not exist: is {clone} a clone of the right repository?", file=sys.stderr)
             return 2
     api = RealApi(roots)
     missing: List[str] = []
@@ -100,12 +98,20 @@ def qualified(source: str) -> Set[str]:
 def normalised(text: str) -> str:
     """Declarations without namespaces, parameter names and spaces, so that spelling does not matter."""
     text = re.sub(r"\b(?:popart|popx|poplar|program|std|view)::", "", text)
-    text = re.sub(r"(\w[&*> ])\s*(\w+)\s*(?=[,)])", keep_type, text)
+    text = re.sub(r"\(([^()]*)\)", lambda match: f"({without_names(match.group(1))})", text)
     return re.sub(r"\s+", "", text)
 
 
-def keep_type(match: re.Match) -> str:
-    return match.group(1) if match.group(1)[-1] in "&*> " and match.group(2) != "const" else match.group(0)
+def without_names(parameters: str) -> str:
+    """The types of a parameter list."""
+    types = []
+    for parameter in re.split(r",(?![^<]*>)", parameters):
+        tokens = re.findall(r"\w+|[^\w\s]+", parameter)
+        is_named = (
+            len(tokens) > 1 and tokens[-1].isidentifier() and tokens[-2] not in ("const", "unsigned", "<")
+        )
+        types.append(" ".join(tokens[:-1] if is_named else tokens))
+    return ",".join(types)
 
 
 def overrides(source: str) -> Set[str]:
