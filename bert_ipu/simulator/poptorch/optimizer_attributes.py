@@ -258,3 +258,34 @@ def _check_names(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, ki
         tracker.check(scope, sorted(names()), where, kind)
     for index, group in enumerate(optimizer.param_groups):
         tracker.check("group", sorted(group.keys() - {"params"}), f"group {index} attribute", kind)
+
+
+def lines(description: dict[str, Any]) -> list[str]:
+    """A description as PopTorch logs it: the optimizer with its defaults, then each group."""
+    kind = description["optimizer_type"]
+    types = [
+        f"{'firstOrderMomentumAccumType' if name == 'velocityAccumType' else name}="
+        f"{'float16' if half else 'float32'},"
+        for name, half in description.items()
+        if name.endswith("AccumType") or name == "accumType"
+    ]
+    loss_scaling = description["defaults"]["lossScaling"]
+    found = [
+        f"graph optimizer with {kind} {' '.join(types + _attributes(description['defaults'], kind, loss_scaling, True))}"
+    ]
+    for index, group in enumerate(description["groups"]):
+        found.append(
+            f"group {index} optimizer with {kind} {' '.join(_attributes(group, kind, loss_scaling, False))}"
+        )
+    return found
+
+
+def _attributes(group: dict[str, Any], kind: str, loss_scaling: Any, default: bool) -> list[str]:
+    shown = []
+    for name, (value, constant) in group.items():
+        if kind == "SGD2" and name == "velocityScaling":  # PopTorch ties them for the separate variant
+            value, constant = loss_scaling
+        if default and name != "lossScaling":
+            name = f"default{name[0].upper()}{name[1:]}"
+        shown.append(f"{name}={value:g}{' (const)' if constant else ''},")
+    return shown

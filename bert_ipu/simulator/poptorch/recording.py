@@ -91,5 +91,5 @@ def multi_conv_holds_convolution(number: int | None) -> bool:
     """Whether a convolution was recorded in the multi-convolution of this number."""
     current = capture.current()
     assert current is not None, "a multi-convolution ends in the capture it began in"
-    nodes = (node for node in current.graph.nodes if node.meta.get("multi_conv") == number)
+    nodes = (node for node in current.program.graph.nodes if node.meta.get("multi_conv") == number)
     return any("conv" in str(node.target) for node in nodes)

@@ -14,7 +14,7 @@ from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph.ir import Program, Role
 from ..popart import SyntheticDataMode
 from ..runtime.engine import Executable
-from . import devices
+from . import devices, optimizer_attributes
 from ._logging import TRACE, compiler_logger, logger
 from .enums import CommGroupType
 from .options import Options
@@ -95,6 +95,8 @@ class Session:
 
     def update_optimizer(self, description: dict[str, Any]) -> None:
         """Give the optimizer's variable attributes new values."""
+        for line in optimizer_attributes.lines(description):
+            compiler_logger.debug("Updating %s", line)
         for name, value in optimizer_scalars(self.program, description).items():
             self.executable.set_scalar(name, value)
 
