@@ -46,7 +46,8 @@ def requires_grad(program: Program) -> set[fx.Node]:
 
 
 def _differentiable(node: fx.Node) -> bool:
-    if node.meta.get("no_grad") or node.target in STOPPING:
+    drawn = "random" in node.meta and node.target is not aten.dropout.default
+    if node.meta.get("no_grad") or node.target in STOPPING or drawn:
         return False
     value = node.meta["val"]
     leaves = value if isinstance(value, (tuple, list)) else (value,)

@@ -26,6 +26,7 @@ from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, describe, lef
 from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
+from bert_ipu.simulator.graph.rewrites import REWRITES
 from bert_ipu.simulator.graph.sources import Origin, locate
 
 aten = torch.ops.aten
@@ -244,7 +245,7 @@ class Capture:
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
-        rewrite = normalise.REWRITES.get(func)
+        rewrite = REWRITES.get(func)
         if rewrite is not None:
             with self._mode:
                 return rewrite(*args, **kwargs)
