@@ -306,7 +306,7 @@ class Capture:
     def _wrap_result(
         self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fake: FakeTensor, item: Optional[int]
     ) -> CapturedTensor:
-        if 0 in fake.shape:
+        if 0 in fake.shape and item is None:  # Batch norm's unused statistics are empty.
             raise poptorch_error(f"Zero-sized tensors are unsupported (Got shape {list(fake.shape)}).")
         parent = args[0] if args and isinstance(args[0], CapturedTensor) else None
         if parent is None or fake.untyped_storage()._cdata != parent.stand_in.untyped_storage()._cdata:

@@ -118,11 +118,8 @@ def functional_form(target: OpOverload) -> Optional[OpOverload]:
     if packet is None:
         return None
     wanted = [a.name for a in target._schema.arguments if not a.kwarg_only or a.alias_info is None]
-    fitting = [
-        overload
-        for overload in map(packet.__getattr__, packet.overloads())
-        if _fits(target, overload, wanted)
-    ]
+    overloads = [getattr(packet, overload) for overload in packet.overloads()]
+    fitting = [overload for overload in overloads if _fits(target, overload, wanted)]
     named = [overload for overload in fitting if overload._overloadname == target._overloadname]
     return next(iter(named or fitting), None)
 
