@@ -22,8 +22,7 @@
 namespace {
 
 // Puts an identity in the place of an op of one data input and one output.
-void replaceByIdentity(const popart::PreAliasPattern &pattern,
-                       popart::Op *op) {
+void replaceByIdentity(const popart::PreAliasPattern &pattern, popart::Op *op) {
   popart::Op *identity = pattern.makeReplacementOpInIr(
       popart::Onnx::Operators::Identity_1, op, "");
   const popart::TensorId in = op->inId(0);

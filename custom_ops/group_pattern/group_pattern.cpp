@@ -31,8 +31,8 @@
 
 namespace {
 
-const popart::OperatorIdentifier attemptRegroup("bert.ipu", "AttemptRegroup",
-                                                1, 2, 1);
+const popart::OperatorIdentifier attemptRegroup("bert.ipu", "AttemptRegroup", 1,
+                                                2, 1);
 
 // Output 0 is input 0, perhaps in the layout of input 1.
 class AttemptRegroupOp : public popart::Op {
@@ -151,8 +151,8 @@ public:
     popart::Tensor *root = rootVariable(
         op->inTensor(popart::VarUpdateOp::getVarToUpdateInIndex()));
     if (root == nullptr ||
-        !comesFromMatMul(op->inTensor(
-            popart::VarUpdateWithUpdaterOp::getUpdaterInIndex())))
+        !comesFromMatMul(
+            op->inTensor(popart::VarUpdateWithUpdaterOp::getUpdaterInIndex())))
       return false;
     return isVarUpdate(op) ? !anyConsumer(root, isLookup)
                            : anyConsumer(root, accumulatesRows);

@@ -50,8 +50,7 @@ public:
   std::unique_ptr<popart::Op> clone() const override {
     return std::unique_ptr<popart::Op>(new SparseSGD1AccumulateOp(*this));
   }
-  std::map<popart::InIndex, popart::TensorId>
-  optimizerInputs() const override {
+  std::map<popart::InIndex, popart::TensorId> optimizerInputs() const override {
     std::map<popart::InIndex, popart::TensorId> inputs;
     if (!factor_.isConst())
       inputs[getFactorInIndex()] = inId(getFactorInIndex());
@@ -122,8 +121,7 @@ private:
     const auto &value = getOp<SparseSGD1AccumulateOp>().factor();
     if (value.isConst())
       return getConst(type, {}, static_cast<double>(value.val()), "factor");
-    const auto tensor =
-        getInTensor(SparseSGD1AccumulateOp::getFactorInIndex());
+    const auto tensor = getInTensor(SparseSGD1AccumulateOp::getFactorInIndex());
     // A half table takes either type, a float table only float.
     if (type == poplar::FLOAT && tensor.elementType() != poplar::FLOAT)
       return popops::cast(graph(), tensor, type, prog, debugContext("factor"));
@@ -211,9 +209,8 @@ private:
     if (!sparse.factor().isConst())
       sparse.connectInTensor(SparseOp::getFactorInIndex(),
                              dense.inId(Dense::getFactorInIndex()));
-    sparse.connectInTensor(
-        SparseOp::getIndicesInIndex(),
-        gather.inId(popart::GatherGradOp::indicesInIndex()));
+    sparse.connectInTensor(SparseOp::getIndicesInIndex(),
+                           gather.inId(popart::GatherGradOp::indicesInIndex()));
   }
 
   static void erase(popart::Op &op) {

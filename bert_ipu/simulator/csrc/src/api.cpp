@@ -70,8 +70,8 @@ Op &opOf(void *handle, std::int64_t id) {
 std::string inputsText(const Op &op) {
   std::string text;
   for (const auto &entry : op.input->tensorMap())
-    text += (text.empty() ? "" : ", ") +
-            logging::format("{}", entry.second->info);
+    text +=
+        (text.empty() ? "" : ", ") + logging::format("{}", entry.second->info);
   return "(" + text + ")";
 }
 
@@ -88,8 +88,9 @@ std::string explainLoadError(const std::string &message) {
   const std::string name = match[1];
   if (name.compare(0, 11, "popemu_api_") == 0)
     return message + " - the library was compiled for version " +
-           name.substr(11) + " of the simulator's API, this is version 1: "
-                             "compile it again";
+           name.substr(11) +
+           " of the simulator's API, this is version 1: "
+           "compile it again";
   int status = 0;
   char *readable = abi::__cxa_demangle(name.c_str(), nullptr, nullptr, &status);
   const std::string text = status == 0 ? readable : name;
@@ -215,10 +216,9 @@ std::string growGradient(std::unique_ptr<Op> owned, Op &fwd,
   std::map<int, int> targets;
   int position = 0;
   for (const auto &entry : grad.gradOutToNonGradIn()) {
-    grad.createAndConnectOutTensor(
-        entry.first,
-        graph.getIr().createIntermediateTensorId(
-            getGradId(fwd.inId(entry.second))));
+    grad.createAndConnectOutTensor(entry.first,
+                                   graph.getIr().createIntermediateTensorId(
+                                       getGradId(fwd.inId(entry.second))));
     targets[position++] = entry.second;
   }
   connectSeed(grad);
@@ -230,17 +230,17 @@ std::string growGradient(std::unique_ptr<Op> owned, Op &fwd,
     targetList += (targetList.empty() ? "" : ",") +
                   popemu::quoted(std::to_string(target.first)) + ":" +
                   std::to_string(target.second);
-  return "{\"op\":" + std::to_string(grad.id) + ",\"title\":" +
-         popemu::quoted(logging::format("{}", grad.opid)) + ",\"sources\":[" +
-         sourceList + "],\"targets\":{" + targetList + "}}";
+  return "{\"op\":" + std::to_string(grad.id) +
+         ",\"title\":" + popemu::quoted(logging::format("{}", grad.opid)) +
+         ",\"sources\":[" + sourceList + "],\"targets\":{" + targetList + "}}";
 }
 
 std::string growGradients(Op &fwd, const std::vector<bool> &live) {
   auto grads = fwd.getGradOps();
   std::string list;
   for (auto &grad : grads)
-    list += (list.empty() ? "" : ",") +
-            growGradient(std::move(grad), fwd, live);
+    list +=
+        (list.empty() ? "" : ",") + growGradient(std::move(grad), fwd, live);
   return "[" + list + "]";
 }
 
@@ -299,19 +299,20 @@ int popemu_load(const char *path) {
   return guarded(1, [&] {
     // Never unloaded: registries point into the library.
     if (!dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE))
-      throw error("{}", "cannot load custom ops: " + explainLoadError(dlerror()));
+      throw error("{}",
+                  "cannot load custom ops: " + explainLoadError(dlerror()));
     return 0;
   });
 }
 
 char *popemu_registered_ops() {
   return json([] {
-    return popemu::jsonList(
-        OpManager::registeredOps(), [](const OperatorIdentifier &opid) {
-          return "[" + popemu::quoted(opid.domain) + "," +
-                 popemu::quoted(opid.type) + "," +
-                 std::to_string(opid.version) + "]";
-        });
+    return popemu::jsonList(OpManager::registeredOps(),
+                            [](const OperatorIdentifier &opid) {
+                              return "[" + popemu::quoted(opid.domain) + "," +
+                                     popemu::quoted(opid.type) + "," +
+                                     std::to_string(opid.version) + "]";
+                            });
   });
 }
 
@@ -388,8 +389,9 @@ int popemu_ir_add_tensor(void *ir, const char *id, const char *kind,
                          const char *dtype, const std::int64_t *shape,
                          int rank) {
   return guarded(1, [&] {
-    addTensor(irOf(ir), id, kind,
-              TensorInfo(dataTypeFromString(dtype), Shape(shape, shape + rank)));
+    addTensor(
+        irOf(ir), id, kind,
+        TensorInfo(dataTypeFromString(dtype), Shape(shape, shape + rank)));
     return 0;
   });
 }
@@ -408,8 +410,7 @@ std::int64_t popemu_ir_add_op(void *ir, const char *domain, const char *type,
         connectionsOf(outputCount, outputIndices, outputIds)};
     const std::string title = logging::format("{}", request.opid);
     if (isolate)
-      popemu::rehearse("creating " + title,
-                       [&] { addOp(irOf(ir), request); });
+      popemu::rehearse("creating " + title, [&] { addOp(irOf(ir), request); });
     return inContext("creating " + title,
                      [&] { return addOp(irOf(ir), request); });
   });

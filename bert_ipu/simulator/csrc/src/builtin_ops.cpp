@@ -134,8 +134,7 @@ MatMulOp::MatMulOp(const OperatorIdentifier &opid_,
 
 void MatMulOp::setup() {
   Shape lhs = inShape(0), rhs = inShape(1);
-  if (lhs.size() < 2 || rhs.size() < 2 ||
-      lhs.back() != rhs[rhs.size() - 2])
+  if (lhs.size() < 2 || rhs.size() < 2 || lhs.back() != rhs[rhs.size() - 2])
     throw error("{} cannot multiply {} and {}", opid, lhs, rhs);
   const int64_t rows = lhs[lhs.size() - 2], columns = rhs.back();
   lhs.resize(lhs.size() - 2);
@@ -233,8 +232,8 @@ VarUpdateOp::VarUpdateOp(const OperatorIdentifier &opid_,
                          const Op::Settings &settings_)
     : Op(opid_, settings_) {}
 
-VarUpdateOp::VarUpdateOp(const OperatorIdentifier &opid_,
-                         const TensorId &varId, const Op::Settings &settings_)
+VarUpdateOp::VarUpdateOp(const OperatorIdentifier &opid_, const TensorId &varId,
+                         const Op::Settings &settings_)
     : Op(opid_, settings_), varId_(varId) {}
 
 void VarUpdateOp::setup() { outInfo(0) = inInfo(0); }
@@ -248,10 +247,15 @@ view::Regions VarUpdateOp::aliases(InIndex in, OutIndex) const {
 view::Regions VarUpdateOp::modifies(InIndex in) const { return aliases(in, 0); }
 
 std::ostream &operator<<(std::ostream &os, const AccumulationType &type) {
-  static const char *const names[] = {
-      "Add",           "DampenedAdd",         "DampenedAddSquare",
-      "DecayAdd",      "DecayAddSquare",      "MovingAverage",
-      "MovingAverageSquare", "Infinity",      "Mean"};
+  static const char *const names[] = {"Add",
+                                      "DampenedAdd",
+                                      "DampenedAddSquare",
+                                      "DecayAdd",
+                                      "DecayAddSquare",
+                                      "MovingAverage",
+                                      "MovingAverageSquare",
+                                      "Infinity",
+                                      "Mean"};
   return os << names[static_cast<int>(type)];
 }
 
@@ -398,8 +402,8 @@ OptimizerValue valueOf(const Attributes &attributes, const std::string &name) {
 }
 
 AccumulationType accumulationTypeOf(const Attributes &attributes) {
-  const auto name = attributes.getAttribute<Attributes::String>(
-      "accumulation_type", "Add");
+  const auto name =
+      attributes.getAttribute<Attributes::String>("accumulation_type", "Add");
   for (int i = 0; i <= static_cast<int>(AccumulationType::Mean); ++i) {
     const auto type = static_cast<AccumulationType>(i);
     if (logging::format("{}", type) == name)
@@ -414,7 +418,8 @@ using Factory = std::unique_ptr<Op> (*)(const OperatorIdentifier &,
 using Created = std::unique_ptr<Op>;
 #define POPEMU_FACTORY                                                         \
   [](const OperatorIdentifier &opid, const Attributes &a,                      \
-     const Op::Settings &s) -> Created
+     const Op::Settings &s)                                                    \
+      ->Created
 
 template <typename OP>
 Created plain(const OperatorIdentifier &opid, const Attributes &,
@@ -443,8 +448,8 @@ Created accumulate(const OperatorIdentifier &opid, const Attributes &a,
 
 Created transpose(const OperatorIdentifier &opid, const Attributes &a,
                   const Op::Settings &s) {
-  return Created(new TransposeOp(
-      opid, a.getAttribute<Attributes::Ints>("perm", {}), s));
+  return Created(
+      new TransposeOp(opid, a.getAttribute<Attributes::Ints>("perm", {}), s));
 }
 
 Created reshape(const OperatorIdentifier &opid, const Attributes &a,
@@ -455,32 +460,58 @@ Created reshape(const OperatorIdentifier &opid, const Attributes &a,
 
 const std::map<OpType, Factory> &factories() {
   static const std::map<OpType, Factory> table = {
-      {"Add", plain<AddOp>},
-      {"Sub", plain<SubtractOp>},
-      {"Mul", plain<MulOp>},
-      {"Sum", plain<SumOp>},
-      {"Identity", plain<IdentityOp>},
+      {"Add", plain<AddOp>}, {"Sub", plain<SubtractOp>}, {"Mul", plain<MulOp>},
+      {"Sum", plain<SumOp>}, {"Identity", plain<IdentityOp>},
       {"MatMul", plain<MatMulOp>},
       {"MatMulLhsGrad", optimizerOp<MatMulLhsGradOp>},
-      {"MatMulRhsGrad", optimizerOp<MatMulRhsGradOp>},
-      {"Transpose", transpose},
-      {"Reshape", reshape},
-      {"Accumulate", accumulate},
+      {"MatMulRhsGrad", optimizerOp<MatMulRhsGradOp>}, {"Transpose", transpose},
+      {"Reshape", reshape}, {"Accumulate", accumulate},
       {"SGD1Accumulate", accumulate},
       {"AdamUpdater", optimizerOp<AdamUpdaterOp>},
       {"LambSquare", optimizerOp<LambSquareOp>},
-      {"Gather", POPEMU_FACTORY { return Created(new GatherOp(opid, axisOf(a), s)); }},
-      {"GatherGrad", POPEMU_FACTORY { (void)opid; return Created(new GatherGradOp(axisOf(a), s)); }},
-      {"Dropout", POPEMU_FACTORY { return Created(new DropoutOp(opid, ratioOf(a), s)); }},
-      {"DropoutGrad", POPEMU_FACTORY { (void)opid; return Created(new DropoutGradOp(ratioOf(a), s)); }},
-      {"Softmax", POPEMU_FACTORY { return Created(new SoftmaxOp(opid, axisOf(a, 1), s)); }},
-      {"SoftmaxGrad", POPEMU_FACTORY { (void)opid; return Created(new SoftmaxGradOp(axisOf(a, 1), s)); }},
-      {"SGD1VarUpdate", POPEMU_FACTORY { (void)opid; return Created(new SGD1VarUpdateOp(valueOf(a, "slr1"), s)); }},
-      {"SGD1AcclUpdate", POPEMU_FACTORY { (void)opid; return Created(new SGD1AcclUpdateOp(valueOf(a, "smm1"), valueOf(a, "swd1"), s)); }},
-      {"SGD0VarUpdate", POPEMU_FACTORY { (void)opid; return Created(new SGD0VarUpdateOp(valueOf(a, "slr0"), valueOf(a, "wdsf0"), s)); }},
-      {"AdamVarUpdate", POPEMU_FACTORY { (void)opid; return Created(new AdamVarUpdateOp(valueOf(a, "lr"), s)); }},
-  };
-  return table;
+      {"Gather",
+       POPEMU_FACTORY{return Created(new GatherOp(opid, axisOf(a), s));
+}
+} // namespace
+, {"GatherGrad", POPEMU_FACTORY{(void)opid;
+return Created(new GatherGradOp(axisOf(a), s));
+} // namespace popemu
+}
+, {"Dropout", POPEMU_FACTORY{return Created(new DropoutOp(opid, ratioOf(a), s));
+}
+}
+, {"DropoutGrad", POPEMU_FACTORY{(void)opid;
+return Created(new DropoutGradOp(ratioOf(a), s));
+}
+}
+, {"Softmax",
+   POPEMU_FACTORY{return Created(new SoftmaxOp(opid, axisOf(a, 1), s));
+}
+}
+, {"SoftmaxGrad", POPEMU_FACTORY{(void)opid;
+return Created(new SoftmaxGradOp(axisOf(a, 1), s));
+}
+}
+, {"SGD1VarUpdate", POPEMU_FACTORY{(void)opid;
+return Created(new SGD1VarUpdateOp(valueOf(a, "slr1"), s));
+}
+}
+, {"SGD1AcclUpdate", POPEMU_FACTORY{(void)opid;
+return Created(new SGD1AcclUpdateOp(valueOf(a, "smm1"), valueOf(a, "swd1"), s));
+}
+}
+, {"SGD0VarUpdate", POPEMU_FACTORY{(void)opid;
+return Created(new SGD0VarUpdateOp(valueOf(a, "slr0"), valueOf(a, "wdsf0"), s));
+}
+}
+, {"AdamVarUpdate", POPEMU_FACTORY{(void)opid;
+return Created(new AdamVarUpdateOp(valueOf(a, "lr"), s));
+}
+}
+,
+}
+;
+return table;
 }
 
 } // namespace
@@ -489,9 +520,8 @@ std::unique_ptr<Op> createBuiltinOp(const OperatorIdentifier &opid,
                                     const Attributes &attributes,
                                     const Op::Settings &settings) {
   const auto found = factories().find(opid.type);
-  return found == factories().end()
-             ? nullptr
-             : found->second(opid, attributes, settings);
+  return found == factories().end() ? nullptr
+                                    : found->second(opid, attributes, settings);
 }
 
 std::unique_ptr<Op> createGenericOp(const OperatorIdentifier &opid,

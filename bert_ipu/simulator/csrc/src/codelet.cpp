@@ -3,9 +3,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <climits>
 #include <cstdio>
 #include <cstdlib>
-#include <climits>
 #include <dlfcn.h>
 #include <fstream>
 #include <functional>
@@ -28,7 +28,7 @@ namespace {
 using Text = std::string;
 
 struct VertexSource {
-  Text qualifiedName;               // with namespaces
+  Text qualifiedName; // with namespaces
   bool isTemplate = false;
   std::vector<Text> instantiations; // "float", "half,true"
   std::vector<Text> fields;
@@ -162,8 +162,7 @@ Text namespaceAt(const Text &source, std::size_t position) {
   auto begin = std::sregex_iterator(source.begin(),
                                     source.begin() + long(position), opening);
   for (auto it = begin; it != std::sregex_iterator(); ++it) {
-    const std::size_t brace =
-        std::size_t(it->position() + it->length()) - 1;
+    const std::size_t brace = std::size_t(it->position() + it->length()) - 1;
     if (matchingBrace(source, brace) > position)
       result += (*it)[1].str() + "::";
   }
@@ -202,10 +201,9 @@ void addGlue(std::ostringstream &glue, std::ostringstream &table,
              std::size_t index) {
   const Text type =
       vertex.qualifiedName + (arguments.empty() ? "" : "<" + arguments + ">");
-  const Text shown = vertex.qualifiedName +
-                     (arguments.empty()
-                          ? ""
-                          : "<" + normalisedArguments(arguments) + ">");
+  const Text shown =
+      vertex.qualifiedName +
+      (arguments.empty() ? "" : "<" + normalisedArguments(arguments) + ">");
   const Text id = std::to_string(index);
   glue << "using V" << id << " = " << type << ";\n"
        << "const popemu::FieldDescriptor fields" << id << "[] = {\n";
@@ -335,10 +333,9 @@ Text compile(const Text &path, const Text &source, const Text &flags) {
   if (access(library.c_str(), R_OK) == 0)
     return library;
   writeFile(stem + ".cpp", glueFor(path, withoutComments(source)));
-  const Text command = quoted(tools.compiler) +
-                       " -std=c++17 -O2 -fPIC -fno-math-errno -w -I" +
-                       quoted(tools.include) + " " + flags + " " +
-                       quoted(stem + ".cpp");
+  const Text command =
+      quoted(tools.compiler) + " -std=c++17 -O2 -fPIC -fno-math-errno -w -I" +
+      quoted(tools.include) + " " + flags + " " + quoted(stem + ".cpp");
   refuseForeignCode(command);
   const Text part = library + "." + std::to_string(getpid()) + ".part";
   Text output;
@@ -359,7 +356,8 @@ void load(const Text &library) {
   auto describe = reinterpret_cast<Describe>(dlsym(handle, "popemu_vertices"));
   std::size_t count = 0;
   unsigned abi = 0;
-  const VertexDescriptor *vertices = describe ? describe(&count, &abi) : nullptr;
+  const VertexDescriptor *vertices =
+      describe ? describe(&count, &abi) : nullptr;
   if (abi != vertexAbiVersion)
     fail(library + " was compiled for another version of the simulator");
   loadedCodelets()[library] = {vertices, count};
@@ -380,8 +378,7 @@ std::string loadCodelets(const std::string &path, const std::string &flags) {
 }
 
 std::string loadCodeletText(const std::string &text, const std::string &flags) {
-  const Text path =
-      cacheFolder() + "/source_" + digestOf(text) + ".cpp";
+  const Text path = cacheFolder() + "/source_" + digestOf(text) + ".cpp";
   writeFile(path, text);
   return loadCodelets(path, flags);
 }

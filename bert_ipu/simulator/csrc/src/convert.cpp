@@ -12,10 +12,13 @@
 namespace poplar {
 
 std::string Type::toString() const {
-  static const char *const names[] = {
-      "invalid", "bool", "char", "unsigned char", "signed char",
-      "unsigned short", "short", "unsigned int", "int", "unsigned long long",
-      "long long", "half", "float", "quarter"};
+  static const char *const names[] = {"invalid",     "bool",
+                                      "char",        "unsigned char",
+                                      "signed char", "unsigned short",
+                                      "short",       "unsigned int",
+                                      "int",         "unsigned long long",
+                                      "long long",   "half",
+                                      "float",       "quarter"};
   return id_ < sizeof(names) / sizeof(names[0]) ? names[id_] : "invalid";
 }
 

@@ -45,9 +45,9 @@ struct Run {
 };
 
 struct Base {
-  Variable *variable = nullptr;     // the whole variable, or
-  std::vector<Run> runs;            // pieces one after another,
-  std::vector<std::size_t> begins;  // each beginning at this index
+  Variable *variable = nullptr;    // the whole variable, or
+  std::vector<Run> runs;           // pieces one after another,
+  std::vector<std::size_t> begins; // each beginning at this index
 };
 
 struct View {

@@ -87,7 +87,8 @@ std::uint64_t multiSliceCycles(const Target &target, std::size_t rows,
   (void)type;
   // Columns are spread over the tiles, every tile looks up every row.
   const std::uint64_t columns = perTile(target, width);
-  return workers * (30 + ceilDiv(rows, workers) * (19 + ceilDiv(columns, 2) * 2));
+  return workers *
+         (30 + ceilDiv(rows, workers) * (19 + ceilDiv(columns, 2) * 2));
 }
 
 std::uint64_t multiUpdateAddCycles(const Target &target, std::size_t rows,
@@ -96,12 +97,10 @@ std::uint64_t multiUpdateAddCycles(const Target &target, std::size_t rows,
   const std::uint64_t columns = perTile(target, width);
   const std::uint64_t atom = isFloat ? 1 : 2;
   // A slice narrower than a word is written element by element.
-  const std::uint64_t perRow = columns < atom
-                                   ? columns * 20
-                                   : (isFloat ? 11 : 13) +
-                                         (ceilDiv(columns, atom) - 1) * 3;
-  return workers *
-         (3 + (isFloat ? 29 : 30) + 4 + 2 * isFloat + rows * perRow);
+  const std::uint64_t perRow =
+      columns < atom ? columns * 20
+                     : (isFloat ? 11 : 13) + (ceilDiv(columns, atom) - 1) * 3;
+  return workers * (3 + (isFloat ? 29 : 30) + 4 + 2 * isFloat + rows * perRow);
 }
 
 std::uint64_t dropoutCycles(const Target &target, std::size_t elements,

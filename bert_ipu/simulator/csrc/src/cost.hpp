@@ -1,7 +1,8 @@
 // Cycle estimates, by the public formulas of poplibs' estimators
 // (lib/popops/popopsCycleEstimators.cpp, lib/popops/PerformanceEstimation.cpp,
-// lib/poprand/poprandCycleEstimators.cpp, lib/poplin/PerformanceEstimation.hpp).
-// They take the elements of a whole tensor and spread them over all tiles.
+// lib/poprand/poprandCycleEstimators.cpp,
+// lib/poplin/PerformanceEstimation.hpp). They take the elements of a whole
+// tensor and spread them over all tiles.
 #pragma once
 
 #include <popops/ExprOp.hpp>

@@ -18,7 +18,8 @@ std::string quoted(const std::string &text) {
       result += std::string("\\") + c;
     } else if (static_cast<unsigned char>(c) < 0x20) {
       char escape[8];
-      std::snprintf(escape, sizeof(escape), "\\u%04x", static_cast<unsigned>(c));
+      std::snprintf(escape, sizeof(escape), "\\u%04x",
+                    static_cast<unsigned>(c));
       result += escape;
     } else {
       result += c;
@@ -45,8 +46,8 @@ std::string infoText(const TensorInfo &info) {
 }
 
 std::string slot(int index, const Tensor &tensor) {
-  return "{\"index\":" + std::to_string(index) + ",\"id\":" +
-         quoted(tensor.id) + "," + infoText(tensor.info) + "}";
+  return "{\"index\":" + std::to_string(index) +
+         ",\"id\":" + quoted(tensor.id) + "," + infoText(tensor.info) + "}";
 }
 
 std::string connections(const TensorIndexMap &map) {
@@ -69,12 +70,15 @@ std::string opInGraph(const Op &op) {
     return jsonList(ops, [](Op *o) { return std::to_string(o->id); });
   };
   Op *self = const_cast<Op *>(&op);
-  return "{\"id\":" + std::to_string(op.id) + ",\"domain\":" +
-         quoted(op.opid.domain) + ",\"type\":" + quoted(op.opid.type) +
-         ",\"version\":" + std::to_string(op.opid.version) + ",\"name\":" +
-         quoted(op.name()) + ",\"inputs\":" + connections(*op.input) +
-         ",\"outputs\":" + connections(*op.output) + ",\"attributes\":" +
-         attributesOf(op) + ",\"after\":" + ids(constraints.getBefores(self)) +
+  return "{\"id\":" + std::to_string(op.id) +
+         ",\"domain\":" + quoted(op.opid.domain) +
+         ",\"type\":" + quoted(op.opid.type) +
+         ",\"version\":" + std::to_string(op.opid.version) +
+         ",\"name\":" + quoted(op.name()) +
+         ",\"inputs\":" + connections(*op.input) +
+         ",\"outputs\":" + connections(*op.output) +
+         ",\"attributes\":" + attributesOf(op) +
+         ",\"after\":" + ids(constraints.getBefores(self)) +
          ",\"tied_after\":" + ids(constraints.getTiedBefores(self)) + "}";
 }
 
@@ -83,8 +87,8 @@ std::string opInGraph(const Op &op) {
 std::string describeOp(const Op &op) {
   std::string inputs, outputs, updates;
   for (InIndex index : callerInputs(op))
-    inputs += (inputs.empty() ? "" : ",") +
-              slot(index, *op.input->tensor(index));
+    inputs +=
+        (inputs.empty() ? "" : ",") + slot(index, *op.input->tensor(index));
   for (const auto &entry : op.output->tensorMap())
     outputs += (outputs.empty() ? "" : ",") + slot(entry.first, *entry.second);
   for (const auto &entry : inPlaceUpdates(op))
@@ -94,17 +98,17 @@ std::string describeOp(const Op &op) {
   return "{\"title\":" + quoted(logging::format("{}", op.opid)) +
          ",\"inputs\":[" + inputs + "],\"outputs\":[" + outputs +
          "],\"updates\":{" + updates + "},\"requires_random_seed\":" +
-         (op.requiresRandomSeed() ? "true" : "false") + ",\"attributes\":" +
-         attributesOf(op) + "}";
+         (op.requiresRandomSeed() ? "true" : "false") +
+         ",\"attributes\":" + attributesOf(op) + "}";
 }
 
 std::string describeIr(const Ir &ir) {
   const Graph &graph = ir.getMainGraph();
   const auto tensors =
       jsonList(graph.getTensors().getAll(), [](const Tensor *tensor) {
-        return "{\"id\":" + quoted(tensor->id) + ",\"kind\":" +
-               quoted(tensor->tensor_type()) + "," + infoText(tensor->info) +
-               "}";
+        return "{\"id\":" + quoted(tensor->id) +
+               ",\"kind\":" + quoted(tensor->tensor_type()) + "," +
+               infoText(tensor->info) + "}";
       });
   return "{\"ops\":" +
          jsonList(graph.getOpSchedule(),
@@ -115,10 +119,11 @@ std::string describeIr(const Ir &ir) {
 std::string describeEdits(const std::vector<PatternEdit> &edits) {
   const auto id = [](OpId op) { return std::to_string(op); };
   return jsonList(edits, [&](const PatternEdit &edit) {
-    return "{\"pattern\":" + quoted(edit.pattern) + ",\"matched\":" +
-           id(edit.matched) + ",\"matched_type\":" + quoted(edit.matchedType) +
-           ",\"removed\":" + jsonList(edit.removed, id) + ",\"added\":" +
-           jsonList(edit.added, id) + "}";
+    return "{\"pattern\":" + quoted(edit.pattern) +
+           ",\"matched\":" + id(edit.matched) +
+           ",\"matched_type\":" + quoted(edit.matchedType) +
+           ",\"removed\":" + jsonList(edit.removed, id) +
+           ",\"added\":" + jsonList(edit.added, id) + "}";
   });
 }
 

@@ -60,7 +60,8 @@ public:
 
   std::size_t compile(const Expr &expr) {
     if (auto *e = expr.getAs<Const>())
-      return add({NodeKind::Constant, e->getType(), 0, {}, e->getDataAsDouble()});
+      return add(
+          {NodeKind::Constant, e->getType(), 0, {}, e->getDataAsDouble()});
     if (auto *e = expr.getAs<PlaceHolder>())
       return compileInput(e->getIndex());
     if (auto *e = expr.getAs<popops::expr::Cast>()) {
@@ -84,17 +85,19 @@ private:
 
   std::size_t compileInput(unsigned index) {
     if (index == 0 || index > inputs_.size())
-      throw poputil::poplibs_error(
-          "an expression uses input _" + std::to_string(index) + " of " +
-          std::to_string(inputs_.size()));
-    return add({NodeKind::Input, inputs_[index - 1].elementType(), 0,
-                {index - 1, 0, 0}, 0});
+      throw poputil::poplibs_error("an expression uses input _" +
+                                   std::to_string(index) + " of " +
+                                   std::to_string(inputs_.size()));
+    return add({NodeKind::Input,
+                inputs_[index - 1].elementType(),
+                0,
+                {index - 1, 0, 0},
+                0});
   }
 
   std::size_t compileUnary(const UnaryOp &e) {
     const std::size_t a = compile(e.getArg());
-    const Type type =
-        isPredicate(e.getOpType()) ? poplar::BOOL : nodes[a].type;
+    const Type type = isPredicate(e.getOpType()) ? poplar::BOOL : nodes[a].type;
     return add({NodeKind::Unary, type, int(e.getOpType()), {a, 0, 0}, 0});
   }
 
@@ -114,8 +117,8 @@ private:
     agree(a, b);
     if (e.getOpType() == TernaryOpType::CLAMP)
       agree(a, c);
-    return add({NodeKind::Ternary, nodes[a].type, int(e.getOpType()),
-                {a, b, c}, 0});
+    return add(
+        {NodeKind::Ternary, nodes[a].type, int(e.getOpType()), {a, b, c}, 0});
   }
 
   // A constant takes the type of what it is combined with.
@@ -273,15 +276,14 @@ private:
     const bool isSelect = TernaryOpType(node.op) == TernaryOpType::SELECT;
     if (isFloating(node.type)) {
       for (std::size_t i = 0; i < n; ++i)
-        out.floats[i] =
-            isSelect ? (c.ints[i] ? a.floats[i] : b.floats[i])
-                     : std::min(std::max(a.floats[i], b.floats[i]),
-                                c.floats[i]);
+        out.floats[i] = isSelect ? (c.ints[i] ? a.floats[i] : b.floats[i])
+                                 : std::min(std::max(a.floats[i], b.floats[i]),
+                                            c.floats[i]);
     } else {
       for (std::size_t i = 0; i < n; ++i)
-        out.ints[i] = isSelect ? (c.ints[i] ? a.ints[i] : b.ints[i])
-                               : std::min(std::max(a.ints[i], b.ints[i]),
-                                          c.ints[i]);
+        out.ints[i] = isSelect
+                          ? (c.ints[i] ? a.ints[i] : b.ints[i])
+                          : std::min(std::max(a.ints[i], b.ints[i]), c.ints[i]);
     }
   }
 
@@ -361,7 +363,8 @@ namespace poputil {
 
 void broadcastToMatch(poplar::Tensor &a,
                       const std::vector<std::size_t> &shape) {
-  const auto lead = shape.size() - std::min<std::size_t>(shape.size(), a.rank());
+  const auto lead =
+      shape.size() - std::min<std::size_t>(shape.size(), a.rank());
   if (lead)
     a = a.expand(std::vector<std::size_t>(lead, 0));
   for (unsigned d = 0; d < shape.size(); ++d) {
@@ -426,8 +429,8 @@ void mapInPlace(poplar::Graph &graph, const expr::Expr &expr,
   mapWithOutput(graph, expr, ts, ts[0], prog, debugContext, options);
 }
 
-Tensor cast(poplar::Graph &graph, const Tensor &src, const poplar::Type &dstType,
-            poplar::program::Sequence &prog,
+Tensor cast(poplar::Graph &graph, const Tensor &src,
+            const poplar::Type &dstType, poplar::program::Sequence &prog,
             const poplar::DebugContext &debugContext) {
   return map(graph, expr::Cast(expr::_1, dstType), {src}, prog, debugContext);
 }
@@ -464,8 +467,8 @@ void recordScaledAdd(poplar::Graph &graph, Tensor A, const expr::Expr &scaleA,
                      poplar::program::Sequence &prog,
                      const poplar::DebugContext &debugContext) {
   using namespace expr;
-  const poplar::Type wide = isFloating(A.elementType()) ? poplar::FLOAT
-                                                        : A.elementType();
+  const poplar::Type wide =
+      isFloating(A.elementType()) ? poplar::FLOAT : A.elementType();
   std::vector<Tensor> inputs = {A, B};
   inputs.insert(inputs.end(), scales.begin(), scales.end());
   mapInPlace(graph,
@@ -505,8 +508,8 @@ void scaledSubtractFrom(poplar::Graph &graph, Tensor A, Tensor B, float scaleB,
   scaledAddTo(graph, A, B, -scaleB, prog, debugContext, options);
 }
 
-void scaledSubtractFrom(poplar::Graph &graph, Tensor A, Tensor B,
-                        Tensor scaleB, poplar::program::Sequence &prog,
+void scaledSubtractFrom(poplar::Graph &graph, Tensor A, Tensor B, Tensor scaleB,
+                        poplar::program::Sequence &prog,
                         const poplar::DebugContext &debugContext,
                         const poplar::OptionFlags &) {
   recordScaledAdd(graph, A, expr::Const(1.0f), B,
@@ -541,9 +544,8 @@ void scaledAddTo(poplar::Graph &graph, Tensor A, float scaleA, Tensor B,
                  const ScaledAddSpecialisation speciality,
                  const poplar::DebugContext &debugContext,
                  const poplar::OptionFlags &) {
-  const float factor = speciality == ScaledAddSpecialisation::DEFAULT
-                           ? scaleA
-                           : 1.0f - scaleA;
+  const float factor =
+      speciality == ScaledAddSpecialisation::DEFAULT ? scaleA : 1.0f - scaleA;
   recordScaledAdd(graph, A, expr::Const(factor), B, expr::Const(scaleB), {},
                   prog, debugContext);
 }

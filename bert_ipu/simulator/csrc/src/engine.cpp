@@ -51,9 +51,9 @@ Engine::Engine(poplar::Graph graph, const poplar::program::Sequence &program,
     Variable *direct = wholeVariable(output);
     // The caller's memory can stand for a variable only if nothing else does,
     // and if no vertex could overrun it: own memory has guard bytes.
-    if (direct && (runsVertices_ || direct->isConstant || !direct->initial.empty() ||
-                   contains(inputs_, direct) || contains(taken, direct) ||
-                   contains(seeds_, direct)))
+    if (direct && (runsVertices_ || direct->isConstant ||
+                   !direct->initial.empty() || contains(inputs_, direct) ||
+                   contains(taken, direct) || contains(seeds_, direct)))
       direct = nullptr;
     if (direct)
       taken.push_back(direct);
@@ -134,7 +134,8 @@ void Engine::run(void *const *inputs, void *const *outputs, bool inPlace,
   for (Variable *variable : seeds_) {
     const std::uint32_t words[2] = {std::uint32_t(seed),
                                     std::uint32_t(seed >> 32)};
-    std::memcpy(variable->data, words, std::min(sizeof(words), variable->bytes()));
+    std::memcpy(variable->data, words,
+                std::min(sizeof(words), variable->bytes()));
   }
   for (std::size_t i = 0; i < outputs_.size(); ++i)
     if (outputs_[i].direct)

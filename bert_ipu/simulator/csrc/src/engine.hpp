@@ -23,8 +23,8 @@ public:
   // filled with the seed of the run.
   Engine(poplar::Graph graph, const poplar::program::Sequence &program,
          const std::vector<poplar::Tensor> &inputs,
-         const std::vector<poplar::Tensor> &outputs,
-         std::map<int, int> updates, const std::vector<poplar::Tensor> &seeds);
+         const std::vector<poplar::Tensor> &outputs, std::map<int, int> updates,
+         const std::vector<poplar::Tensor> &seeds);
 
   // Inputs are read only, except with `inPlace` those in `updates`.
   void run(void *const *inputs, void *const *outputs, bool inPlace,

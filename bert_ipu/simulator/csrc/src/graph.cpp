@@ -29,8 +29,8 @@ void requireMapped(const Variable &variable) {
   if (reached >= variable.size)
     return;
   throw poplar::invalid_tile_mapping(
-      "tensor " + (variable.name.empty() ? "(unnamed)" : variable.name) + " of " +
-      std::to_string(variable.size) + " " + variable.type.toString() +
+      "tensor " + (variable.name.empty() ? "(unnamed)" : variable.name) +
+      " of " + std::to_string(variable.size) + " " + variable.type.toString() +
       " elements is used but element " + std::to_string(reached) +
       " is on no tile; call Graph::setTileMapping or "
       "poputil::mapTensorLinearly");
@@ -165,10 +165,10 @@ Tensor Graph::clone(const Tensor &t, const DebugContext &debugContext,
 
 void Graph::setTileMapping(const Tensor &t, unsigned tile) {
   if (tile >= core_->target.getNumTiles())
-    throw invalid_tile_mapping(
-        "tensor " + t.getDebugStr() + " is mapped to tile " +
-        std::to_string(tile) + " of " +
-        std::to_string(core_->target.getNumTiles()));
+    throw invalid_tile_mapping("tensor " + t.getDebugStr() +
+                               " is mapped to tile " + std::to_string(tile) +
+                               " of " +
+                               std::to_string(core_->target.getNumTiles()));
   for (const Run &run : runsOf(t.view()))
     mapRun(run, tile);
 }
@@ -241,8 +241,8 @@ bool Graph::addCodelets(StringRef source, CodeletFileType, StringRef flags,
   return true;
 }
 
-void Graph::addCodelets(std::istream &source, StringRef flags,
-                        CodeletFileType, StringRef) {
+void Graph::addCodelets(std::istream &source, StringRef flags, CodeletFileType,
+                        StringRef) {
   std::ostringstream text;
   text << source.rdbuf();
   core_->codelets.push_back(loadCodeletText(text.str(), flags));
@@ -297,8 +297,8 @@ void Graph::setPerfEstimate(const VertexRef &vertex, std::uint64_t cycles,
 
 void Graph::setTileMapping(VertexRef vertex, unsigned tile) {
   if (tile >= core_->target.getNumTiles())
-    throw invalid_tile_mapping("vertex mapped to tile " +
-                               std::to_string(tile) + " of " +
+    throw invalid_tile_mapping("vertex mapped to tile " + std::to_string(tile) +
+                               " of " +
                                std::to_string(core_->target.getNumTiles()));
   vertex.instance()->tile = int(tile);
 }

@@ -64,9 +64,7 @@ void Tensor::setProducer(Op *op) {
   producer_ = op;
 }
 
-bool Tensor::isAnchored() const {
-  return getIr().getAnchors().count(id) > 0;
-}
+bool Tensor::isAnchored() const { return getIr().getAnchors().count(id) > 0; }
 
 namespace {
 

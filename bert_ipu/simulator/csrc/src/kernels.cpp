@@ -80,43 +80,75 @@ bool isPredicate(UnaryOpType op) {
 void applyUnary(UnaryOpType op, const float *a, float *out, std::size_t n) {
   using T = UnaryOpType;
   switch (op) {
-  case T::ABSOLUTE: return each(a, out, n, [](float x) { return std::fabs(x); });
-  case T::ASIN: return each(a, out, n, [](float x) { return std::asin(x); });
-  case T::CBRT: return each(a, out, n, [](float x) { return std::cbrt(x); });
-  case T::CEIL: return each(a, out, n, [](float x) { return std::ceil(x); });
-  case T::COS: return each(a, out, n, [](float x) { return std::cos(x); });
-  case T::ERF: return each(a, out, n, [](float x) { return std::erf(x); });
-  case T::EXPONENT: return each(a, out, n, [](float x) { return std::exp(x); });
-  case T::EXPONENT_MINUS_ONE: return each(a, out, n, [](float x) { return std::expm1(x); });
-  case T::EXPONENT2: return each(a, out, n, [](float x) { return std::exp2(x); });
-  case T::FLOOR: return each(a, out, n, [](float x) { return std::floor(x); });
-  case T::GELU_ERF: return each(a, out, n, geluErf);
-  case T::INVERSE: return each(a, out, n, [](float x) { return 1.0f / x; });
-  case T::LOGARITHM: return each(a, out, n, [](float x) { return std::log(x); });
-  case T::LOGARITHM_ONE_PLUS: return each(a, out, n, [](float x) { return std::log1p(x); });
-  case T::NEGATE: return each(a, out, n, [](float x) { return -x; });
-  case T::NEARBY_INT: return each(a, out, n, [](float x) { return std::nearbyint(x); });
-  case T::RELU: return each(a, out, n, [](float x) { return x > 0 ? x : 0.0f; });
-  case T::SIGNUM: return each(a, out, n, signum);
-  case T::SIN: return each(a, out, n, [](float x) { return std::sin(x); });
-  case T::TAN: return each(a, out, n, [](float x) { return std::tan(x); });
-  case T::TANH: return each(a, out, n, [](float x) { return std::tanh(x); });
-  case T::ROUND: return each(a, out, n, [](float x) { return std::round(x); });
-  case T::SQRT: return each(a, out, n, [](float x) { return std::sqrt(x); });
-  case T::SQUARE: return each(a, out, n, [](float x) { return x * x; });
-  case T::SIGMOID: return each(a, out, n, [](float x) { return 1.0f / (1.0f + std::exp(-x)); });
-  case T::RSQRT: return each(a, out, n, [](float x) { return 1.0f / std::sqrt(x); });
-  case T::TRUNC: return each(a, out, n, [](float x) { return std::trunc(x); });
-  default: unsupported("unary", int(op), "floating-point numbers");
+  case T::ABSOLUTE:
+    return each(a, out, n, [](float x) { return std::fabs(x); });
+  case T::ASIN:
+    return each(a, out, n, [](float x) { return std::asin(x); });
+  case T::CBRT:
+    return each(a, out, n, [](float x) { return std::cbrt(x); });
+  case T::CEIL:
+    return each(a, out, n, [](float x) { return std::ceil(x); });
+  case T::COS:
+    return each(a, out, n, [](float x) { return std::cos(x); });
+  case T::ERF:
+    return each(a, out, n, [](float x) { return std::erf(x); });
+  case T::EXPONENT:
+    return each(a, out, n, [](float x) { return std::exp(x); });
+  case T::EXPONENT_MINUS_ONE:
+    return each(a, out, n, [](float x) { return std::expm1(x); });
+  case T::EXPONENT2:
+    return each(a, out, n, [](float x) { return std::exp2(x); });
+  case T::FLOOR:
+    return each(a, out, n, [](float x) { return std::floor(x); });
+  case T::GELU_ERF:
+    return each(a, out, n, geluErf);
+  case T::INVERSE:
+    return each(a, out, n, [](float x) { return 1.0f / x; });
+  case T::LOGARITHM:
+    return each(a, out, n, [](float x) { return std::log(x); });
+  case T::LOGARITHM_ONE_PLUS:
+    return each(a, out, n, [](float x) { return std::log1p(x); });
+  case T::NEGATE:
+    return each(a, out, n, [](float x) { return -x; });
+  case T::NEARBY_INT:
+    return each(a, out, n, [](float x) { return std::nearbyint(x); });
+  case T::RELU:
+    return each(a, out, n, [](float x) { return x > 0 ? x : 0.0f; });
+  case T::SIGNUM:
+    return each(a, out, n, signum);
+  case T::SIN:
+    return each(a, out, n, [](float x) { return std::sin(x); });
+  case T::TAN:
+    return each(a, out, n, [](float x) { return std::tan(x); });
+  case T::TANH:
+    return each(a, out, n, [](float x) { return std::tanh(x); });
+  case T::ROUND:
+    return each(a, out, n, [](float x) { return std::round(x); });
+  case T::SQRT:
+    return each(a, out, n, [](float x) { return std::sqrt(x); });
+  case T::SQUARE:
+    return each(a, out, n, [](float x) { return x * x; });
+  case T::SIGMOID:
+    return each(a, out, n,
+                [](float x) { return 1.0f / (1.0f + std::exp(-x)); });
+  case T::RSQRT:
+    return each(a, out, n, [](float x) { return 1.0f / std::sqrt(x); });
+  case T::TRUNC:
+    return each(a, out, n, [](float x) { return std::trunc(x); });
+  default:
+    unsupported("unary", int(op), "floating-point numbers");
   }
 }
 
 void applyPredicate(UnaryOpType op, const float *a, std::int64_t *out,
                     std::size_t n) {
   switch (op) {
-  case UnaryOpType::IS_FINITE: return each(a, out, n, [](float x) { return std::isfinite(x); });
-  case UnaryOpType::IS_INF: return each(a, out, n, [](float x) { return std::isinf(x); });
-  default: return each(a, out, n, [](float x) { return std::isnan(x); });
+  case UnaryOpType::IS_FINITE:
+    return each(a, out, n, [](float x) { return std::isfinite(x); });
+  case UnaryOpType::IS_INF:
+    return each(a, out, n, [](float x) { return std::isinf(x); });
+  default:
+    return each(a, out, n, [](float x) { return std::isnan(x); });
   }
 }
 
@@ -126,23 +158,36 @@ void applyUnary(UnaryOpType op, unsigned bits, bool isBool,
   using I = std::int64_t;
   const std::uint64_t mask = maskOf(bits);
   switch (op) {
-  case T::ABSOLUTE: return each(a, out, n, [](I x) { return x < 0 ? -x : x; });
-  case T::BITWISE_NOT: return each(a, out, n, [](I x) { return ~x; });
+  case T::ABSOLUTE:
+    return each(a, out, n, [](I x) { return x < 0 ? -x : x; });
+  case T::BITWISE_NOT:
+    return each(a, out, n, [](I x) { return ~x; });
   case T::COUNT_LEADING_ZEROS:
     return each(a, out, n, [=](I x) {
       const std::uint64_t value = std::uint64_t(x) & mask;
       return I(value ? unsigned(__builtin_clzll(value)) - (64 - bits) : bits);
     });
-  case T::LOGICAL_NOT: return each(a, out, n, [](I x) { return I(x == 0); });
-  case T::NEGATE: return each(a, out, n, [](I x) { return I(-std::uint64_t(x)); });
+  case T::LOGICAL_NOT:
+    return each(a, out, n, [](I x) { return I(x == 0); });
+  case T::NEGATE:
+    return each(a, out, n, [](I x) { return I(-std::uint64_t(x)); });
   case T::POPCOUNT:
-    return each(a, out, n, [=](I x) { return I(__builtin_popcountll(std::uint64_t(x) & mask)); });
-  case T::RELU: return each(a, out, n, [](I x) { return std::max<I>(x, 0); });
-  case T::SIGNUM: return each(a, out, n, [](I x) { return I((x > 0) - (x < 0)); });
-  case T::SQUARE: return each(a, out, n, [](I x) { return I(std::uint64_t(x) * std::uint64_t(x)); });
-  case T::SQRT: return each(a, out, n, [](I x) { return I(std::sqrt(double(x))); });
-  case T::CBRT: return each(a, out, n, [](I x) { return I(std::cbrt(double(x))); });
-  default: unsupported("unary", int(op), isBool ? "bool" : "integers");
+    return each(a, out, n, [=](I x) {
+      return I(__builtin_popcountll(std::uint64_t(x) & mask));
+    });
+  case T::RELU:
+    return each(a, out, n, [](I x) { return std::max<I>(x, 0); });
+  case T::SIGNUM:
+    return each(a, out, n, [](I x) { return I((x > 0) - (x < 0)); });
+  case T::SQUARE:
+    return each(a, out, n,
+                [](I x) { return I(std::uint64_t(x) * std::uint64_t(x)); });
+  case T::SQRT:
+    return each(a, out, n, [](I x) { return I(std::sqrt(double(x))); });
+  case T::CBRT:
+    return each(a, out, n, [](I x) { return I(std::cbrt(double(x))); });
+  default:
+    unsupported("unary", int(op), isBool ? "bool" : "integers");
   }
 }
 
@@ -150,20 +195,33 @@ void applyBinary(BinaryOpType op, const float *a, const float *b, float *out,
                  std::size_t n) {
   using T = BinaryOpType;
   switch (op) {
-  case T::ADD: return each(a, b, out, n, [](float x, float y) { return x + y; });
-  case T::ATAN2: return each(a, b, out, n, [](float x, float y) { return std::atan2(x, y); });
-  case T::DIVIDE: return each(a, b, out, n, [](float x, float y) { return x / y; });
+  case T::ADD:
+    return each(a, b, out, n, [](float x, float y) { return x + y; });
+  case T::ATAN2:
+    return each(a, b, out, n,
+                [](float x, float y) { return std::atan2(x, y); });
+  case T::DIVIDE:
+    return each(a, b, out, n, [](float x, float y) { return x / y; });
   case T::INV_STD_DEV_TO_VARIANCE:
-    return each(a, b, out, n, [](float x, float eps) { return 1.0f / (x * x) - eps; });
-  case T::MAXIMUM: return each(a, b, out, n, [](float x, float y) { return std::fmax(x, y); });
-  case T::MINIMUM: return each(a, b, out, n, [](float x, float y) { return std::fmin(x, y); });
-  case T::MULTIPLY: return each(a, b, out, n, [](float x, float y) { return x * y; });
-  case T::POWER: return each(a, b, out, n, [](float x, float y) { return std::pow(x, y); });
-  case T::REMAINDER: return each(a, b, out, n, [](float x, float y) { return std::fmod(x, y); });
-  case T::SUBTRACT: return each(a, b, out, n, [](float x, float y) { return x - y; });
+    return each(a, b, out, n,
+                [](float x, float eps) { return 1.0f / (x * x) - eps; });
+  case T::MAXIMUM:
+    return each(a, b, out, n, [](float x, float y) { return std::fmax(x, y); });
+  case T::MINIMUM:
+    return each(a, b, out, n, [](float x, float y) { return std::fmin(x, y); });
+  case T::MULTIPLY:
+    return each(a, b, out, n, [](float x, float y) { return x * y; });
+  case T::POWER:
+    return each(a, b, out, n, [](float x, float y) { return std::pow(x, y); });
+  case T::REMAINDER:
+    return each(a, b, out, n, [](float x, float y) { return std::fmod(x, y); });
+  case T::SUBTRACT:
+    return each(a, b, out, n, [](float x, float y) { return x - y; });
   case T::VARIANCE_TO_INV_STD_DEV:
-    return each(a, b, out, n, [](float x, float eps) { return 1.0f / std::sqrt(x + eps); });
-  default: unsupported("binary", int(op), "floating-point numbers");
+    return each(a, b, out, n,
+                [](float x, float eps) { return 1.0f / std::sqrt(x + eps); });
+  default:
+    unsupported("binary", int(op), "floating-point numbers");
   }
 }
 
@@ -174,30 +232,58 @@ void applyBinary(BinaryOpType op, unsigned bits, const std::int64_t *a,
   using U = std::uint64_t;
   const U mask = maskOf(bits);
   switch (op) {
-  case T::ADD: return each(a, b, out, n, [](I x, I y) { return I(U(x) + U(y)); });
-  case T::SUBTRACT: return each(a, b, out, n, [](I x, I y) { return I(U(x) - U(y)); });
-  case T::MULTIPLY: return each(a, b, out, n, [](I x, I y) { return I(U(x) * U(y)); });
-  case T::DIVIDE: return each(a, b, out, n, [](I x, I y) { return x / divisor(y); });
-  case T::REMAINDER: return each(a, b, out, n, [](I x, I y) { return x % divisor(y); });
-  case T::POWER: return each(a, b, out, n, power);
-  case T::MAXIMUM: return each(a, b, out, n, [](I x, I y) { return std::max(x, y); });
-  case T::MINIMUM: return each(a, b, out, n, [](I x, I y) { return std::min(x, y); });
-  case T::BITWISE_AND: return each(a, b, out, n, [](I x, I y) { return x & y; });
-  case T::BITWISE_OR: return each(a, b, out, n, [](I x, I y) { return x | y; });
-  case T::BITWISE_XOR: return each(a, b, out, n, [](I x, I y) { return x ^ y; });
-  case T::BITWISE_XNOR: return each(a, b, out, n, [](I x, I y) { return ~(x ^ y); });
-  case T::LOGICAL_AND: return each(a, b, out, n, [](I x, I y) { return I(x && y); });
-  case T::LOGICAL_OR: return each(a, b, out, n, [](I x, I y) { return I(x || y); });
-  case T::SHIFT_LEFT: return each(a, b, out, n, [=](I x, I y) { return U(y) >= bits ? 0 : I(U(x) << y); });
-  case T::SHIFT_RIGHT: return each(a, b, out, n, [=](I x, I y) { return U(y) >= bits ? 0 : I((U(x) & mask) >> y); });
-  case T::SHIFT_RIGHT_SIGN_EXTEND: return each(a, b, out, n, [=](I x, I y) { return x >> std::min<I>(y, 63); });
-  case T::EQUAL: return each(a, b, out, n, [](I x, I y) { return I(x == y); });
-  case T::NOT_EQUAL: return each(a, b, out, n, [](I x, I y) { return I(x != y); });
-  case T::GREATER_THAN: return each(a, b, out, n, [](I x, I y) { return I(x > y); });
-  case T::GREATER_THAN_EQUAL: return each(a, b, out, n, [](I x, I y) { return I(x >= y); });
-  case T::LESS_THAN: return each(a, b, out, n, [](I x, I y) { return I(x < y); });
-  case T::LESS_THAN_EQUAL: return each(a, b, out, n, [](I x, I y) { return I(x <= y); });
-  default: unsupported("binary", int(op), "integers");
+  case T::ADD:
+    return each(a, b, out, n, [](I x, I y) { return I(U(x) + U(y)); });
+  case T::SUBTRACT:
+    return each(a, b, out, n, [](I x, I y) { return I(U(x) - U(y)); });
+  case T::MULTIPLY:
+    return each(a, b, out, n, [](I x, I y) { return I(U(x) * U(y)); });
+  case T::DIVIDE:
+    return each(a, b, out, n, [](I x, I y) { return x / divisor(y); });
+  case T::REMAINDER:
+    return each(a, b, out, n, [](I x, I y) { return x % divisor(y); });
+  case T::POWER:
+    return each(a, b, out, n, power);
+  case T::MAXIMUM:
+    return each(a, b, out, n, [](I x, I y) { return std::max(x, y); });
+  case T::MINIMUM:
+    return each(a, b, out, n, [](I x, I y) { return std::min(x, y); });
+  case T::BITWISE_AND:
+    return each(a, b, out, n, [](I x, I y) { return x & y; });
+  case T::BITWISE_OR:
+    return each(a, b, out, n, [](I x, I y) { return x | y; });
+  case T::BITWISE_XOR:
+    return each(a, b, out, n, [](I x, I y) { return x ^ y; });
+  case T::BITWISE_XNOR:
+    return each(a, b, out, n, [](I x, I y) { return ~(x ^ y); });
+  case T::LOGICAL_AND:
+    return each(a, b, out, n, [](I x, I y) { return I(x && y); });
+  case T::LOGICAL_OR:
+    return each(a, b, out, n, [](I x, I y) { return I(x || y); });
+  case T::SHIFT_LEFT:
+    return each(a, b, out, n,
+                [=](I x, I y) { return U(y) >= bits ? 0 : I(U(x) << y); });
+  case T::SHIFT_RIGHT:
+    return each(a, b, out, n, [=](I x, I y) {
+      return U(y) >= bits ? 0 : I((U(x) & mask) >> y);
+    });
+  case T::SHIFT_RIGHT_SIGN_EXTEND:
+    return each(a, b, out, n,
+                [=](I x, I y) { return x >> std::min<I>(y, 63); });
+  case T::EQUAL:
+    return each(a, b, out, n, [](I x, I y) { return I(x == y); });
+  case T::NOT_EQUAL:
+    return each(a, b, out, n, [](I x, I y) { return I(x != y); });
+  case T::GREATER_THAN:
+    return each(a, b, out, n, [](I x, I y) { return I(x > y); });
+  case T::GREATER_THAN_EQUAL:
+    return each(a, b, out, n, [](I x, I y) { return I(x >= y); });
+  case T::LESS_THAN:
+    return each(a, b, out, n, [](I x, I y) { return I(x < y); });
+  case T::LESS_THAN_EQUAL:
+    return each(a, b, out, n, [](I x, I y) { return I(x <= y); });
+  default:
+    unsupported("binary", int(op), "integers");
   }
 }
 
@@ -205,12 +291,18 @@ void applyComparison(BinaryOpType op, const float *a, const float *b,
                      std::int64_t *out, std::size_t n) {
   using T = BinaryOpType;
   switch (op) {
-  case T::EQUAL: return each(a, b, out, n, [](float x, float y) { return x == y; });
-  case T::NOT_EQUAL: return each(a, b, out, n, [](float x, float y) { return x != y; });
-  case T::GREATER_THAN: return each(a, b, out, n, [](float x, float y) { return x > y; });
-  case T::GREATER_THAN_EQUAL: return each(a, b, out, n, [](float x, float y) { return x >= y; });
-  case T::LESS_THAN: return each(a, b, out, n, [](float x, float y) { return x < y; });
-  default: return each(a, b, out, n, [](float x, float y) { return x <= y; });
+  case T::EQUAL:
+    return each(a, b, out, n, [](float x, float y) { return x == y; });
+  case T::NOT_EQUAL:
+    return each(a, b, out, n, [](float x, float y) { return x != y; });
+  case T::GREATER_THAN:
+    return each(a, b, out, n, [](float x, float y) { return x > y; });
+  case T::GREATER_THAN_EQUAL:
+    return each(a, b, out, n, [](float x, float y) { return x >= y; });
+  case T::LESS_THAN:
+    return each(a, b, out, n, [](float x, float y) { return x < y; });
+  default:
+    return each(a, b, out, n, [](float x, float y) { return x <= y; });
   }
 }
 

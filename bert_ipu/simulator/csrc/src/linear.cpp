@@ -65,7 +65,8 @@ Tensor matMulGrouped(Graph &graph, const Tensor &A, const Tensor &B,
                      const DebugContext &debugContext, const OptionFlags &,
                      PlanningCache *) {
   const bool fits = A.rank() == 3 && B.rank() == 3 && A.dim(0) == B.dim(0) &&
-                    A.dim(2) == B.dim(1) && A.elementType() == B.elementType() &&
+                    A.dim(2) == B.dim(1) &&
+                    A.elementType() == B.elementType() &&
                     isFloating(A.elementType());
   if (!fits)
     throw poputil::poplibs_error(
@@ -100,8 +101,8 @@ void matMulAcc(Graph &graph, const Tensor &C, float k, const Tensor &A,
                const Tensor &B, Sequence &prog,
                const DebugContext &debugContext, const OptionFlags &options,
                PlanningCache *cache) {
-  const Tensor product = matMul(graph, A, B, prog, C.elementType(),
-                                debugContext, options, cache);
+  const Tensor product =
+      matMul(graph, A, B, prog, C.elementType(), debugContext, options, cache);
   popops::scaledAddTo(graph, C, product, k, prog, debugContext);
 }
 
@@ -163,11 +164,11 @@ namespace {
 
 // The tanh approximation, which popnn calls GELU.
 Any geluExpr() {
-  return Mul(Mul(Const(0.5f), _1),
-             Add(Const(1.0f),
-                 Tanh(Mul(Const(0.7978845608f),
-                          Add(_1, Mul(Const(0.044715f),
-                                      Mul(_1, Mul(_1, _1))))))));
+  return Mul(
+      Mul(Const(0.5f), _1),
+      Add(Const(1.0f),
+          Tanh(Mul(Const(0.7978845608f),
+                   Add(_1, Mul(Const(0.044715f), Mul(_1, Mul(_1, _1))))))));
 }
 
 Any elementwiseExpr(NonLinearityType type) {
@@ -199,8 +200,8 @@ bool isSoftmax(NonLinearityType type) {
 Tensor softmax(Graph &graph, const Tensor &t, Sequence &prog,
                const DebugContext &context) {
   const std::size_t last = t.rank() - 1;
-  const Tensor wide = popops::map(graph, Cast(_1, poplar::FLOAT), {t}, prog,
-                                  context);
+  const Tensor wide =
+      popops::map(graph, Cast(_1, poplar::FLOAT), {t}, prog, context);
   const Tensor high =
       popops::reduce(graph, wide, {last}, popops::Operation::MAX, prog, context)
           .expand({last});
@@ -251,9 +252,9 @@ Tensor nonLinearityInputGradient(Graph &graph, NonLinearityType type,
     return popops::map(graph, Select(_2, Const(0.0f), Gt(_1, Const(0.0f))),
                        {act, outGradient}, prog, debugContext);
   default:
-    throw poputil::poplibs_error(
-        "nonLinearityInputGradient of non-linearity " +
-        std::to_string(int(type)) + " is not in the simulator");
+    throw poputil::poplibs_error("nonLinearityInputGradient of non-linearity " +
+                                 std::to_string(int(type)) +
+                                 " is not in the simulator");
   }
 }
 
@@ -285,9 +286,10 @@ calcLinearTileMapping(const Graph &graph, std::vector<std::size_t> shape,
   return mapping;
 }
 
-std::vector<std::vector<Interval>>
-calcLinearTileMapping(const Graph &graph, const Tensor &t, unsigned offset,
-                      bool ascendingOrder) {
+std::vector<std::vector<Interval>> calcLinearTileMapping(const Graph &graph,
+                                                         const Tensor &t,
+                                                         unsigned offset,
+                                                         bool ascendingOrder) {
   return calcLinearTileMapping(graph, t.shape(), 1, 1, offset, ascendingOrder);
 }
 

@@ -11,7 +11,9 @@
 
 namespace popart {
 
-bool POpCmp::operator()(const Op *a, const Op *b) const { return a->id < b->id; }
+bool POpCmp::operator()(const Op *a, const Op *b) const {
+  return a->id < b->id;
+}
 
 bool PTensorCmp::operator()(const Tensor *a, const Tensor *b) const {
   return a->id < b->id;
@@ -108,9 +110,7 @@ Op::~Op() = default;
 Ir &Op::getIr() { return getGraph().getIr(); }
 const Ir &Op::getIr() const { return getGraph().getIr(); }
 
-std::string Op::str() const {
-  return logging::format("{} ({})", id, opid);
-}
+std::string Op::str() const { return logging::format("{} ({})", id, opid); }
 
 std::string Op::debugName() const {
   std::vector<std::string> ins, outs;
@@ -271,9 +271,9 @@ const TensorInfo &Op::inInfo(InIndex index) const {
 }
 TensorInfo &Op::outInfo(OutIndex index) {
   if (!hasOutput(index) && getGraph().getIr().createsOutputsOnDemand())
-    createAndConnectOutTensor(
-        index, getGraph().getIr().createIntermediateTensorId(
-                   opid.type + "_out" + std::to_string(index)));
+    createAndConnectOutTensor(index,
+                              getGraph().getIr().createIntermediateTensorId(
+                                  opid.type + "_out" + std::to_string(index)));
   return outTensor(index)->info;
 }
 const TensorInfo &Op::outInfo(OutIndex index) const {

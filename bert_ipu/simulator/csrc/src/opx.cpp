@@ -38,7 +38,9 @@ poplar::Type popType(DataType type) {
   }
 }
 
-poplar::Type popType(const TensorInfo &info) { return popType(info.dataType()); }
+poplar::Type popType(const TensorInfo &info) {
+  return popType(info.dataType());
+}
 
 const poplar::Tensor &Devicex::get(const TensorId &id) const {
   const auto found = tensors_.find(id);
@@ -112,8 +114,7 @@ void Opx::setOutTensor(OutIndex index, const poplar::Tensor &tensor) const {
   if (tensor.elementType() != popType(info))
     throw error("grow() of {} sets output {} to a tensor of type {}, but "
                 "setup() said {}",
-                op_p->debugName(), index, tensor.elementType(),
-                popType(info));
+                op_p->debugName(), index, tensor.elementType(), popType(info));
   dv_p->insert(outId(index), tensor);
 }
 
@@ -195,9 +196,8 @@ poplar::DebugContext Opx::debugContext(const std::string name,
 }
 
 std::string Opx::debugPrefix(const std::string &name) const {
-  const std::string base = op_p->name().empty()
-                               ? logging::format("{}", op_p->opid)
-                               : op_p->name();
+  const std::string base =
+      op_p->name().empty() ? logging::format("{}", op_p->opid) : op_p->name();
   return name.empty() ? base : base + "/" + name;
 }
 

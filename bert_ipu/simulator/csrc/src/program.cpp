@@ -11,7 +11,8 @@ namespace popemu {
 Operand::Operand(const poplar::Tensor &tensor)
     : type_(tensor.elementType()), shape_(tensor.shape()),
       size_(tensor.numElements()), runs_(runsOf(tensor.view())) {
-  contiguous_ = runs_.size() == 1 && (runs_[0].step == 1 || runs_[0].count == 1);
+  contiguous_ =
+      runs_.size() == 1 && (runs_[0].step == 1 || runs_[0].count == 1);
   uniform_ = runs_.size() == 1 && (runs_[0].step == 0 || runs_[0].count == 1);
   if (!contiguous_)
     scratch_.resize(size_ * sizeOf(type_));
@@ -40,7 +41,8 @@ void transfer(const std::vector<Run> &runs, char *array) {
       continue;
     }
     const std::int64_t stride = run.step * std::int64_t(Width);
-    for (std::size_t i = 0; i < run.count; ++i, memory += stride, array += Width)
+    for (std::size_t i = 0; i < run.count;
+         ++i, memory += stride, array += Width)
       std::memcpy(Store ? memory : array, Store ? array : memory, Width);
   }
 }
@@ -162,7 +164,8 @@ struct IfStep : Step {
 struct WriteUndefStep : Step {
   explicit WriteUndefStep(const poplar::Tensor &tensor) : tensor(tensor) {}
   void run() override {
-    std::memset(tensor.beginWrite(), 0xff, tensor.size() * sizeOf(tensor.type()));
+    std::memset(tensor.beginWrite(), 0xff,
+                tensor.size() * sizeOf(tensor.type()));
     tensor.commit();
   }
   Operand tensor;
@@ -280,16 +283,16 @@ Copy::Copy(Tensor source, Tensor destination, bool,
       source.elementType() != destination.elementType())
     throw graph_construction_error(
         "Copy from " + source.elementType().toString() + " " +
-        source.shapeToString() + " to " +
-        destination.elementType().toString() + " " +
-        destination.shapeToString());
+        source.shapeToString() + " to " + destination.elementType().toString() +
+        " " + destination.shapeToString());
   auto step = std::make_shared<CopyStep>(source, destination);
   step->name = debugContext.getPathName() + "/Copy";
   addVariables({source}, step->reads);
   addVariables({destination}, step->writes);
   // Each tile receives its share at the exchange rate.
   const Target &target = source.view().graph->target;
-  const std::uint64_t bytes = source.numElements() * sizeOf(source.elementType());
+  const std::uint64_t bytes =
+      source.numElements() * sizeOf(source.elementType());
   const std::uint64_t rate =
       std::uint64_t(target.getExchangeBytesPerCycle()) * target.getNumTiles();
   step->cost = {(bytes + rate - 1) / rate, bytes};
@@ -302,19 +305,18 @@ Repeat::Repeat(unsigned count, const Program &body, const DebugContext &)
 RepeatWhileTrue::RepeatWhileTrue(const Program &condition,
                                  const Tensor &predicate, const Program &body,
                                  const DebugContext &debugContext)
-    : Program(reading(std::make_shared<WhileStep>(snapshotOf(condition),
-                                                  predicate, snapshotOf(body),
-                                                  true),
-                      predicate, debugContext)) {}
+    : Program(
+          reading(std::make_shared<WhileStep>(snapshotOf(condition), predicate,
+                                              snapshotOf(body), true),
+                  predicate, debugContext)) {}
 
 RepeatWhileFalse::RepeatWhileFalse(const Program &condition,
-                                   const Tensor &predicate,
-                                   const Program &body,
+                                   const Tensor &predicate, const Program &body,
                                    const DebugContext &debugContext)
-    : Program(reading(std::make_shared<WhileStep>(snapshotOf(condition),
-                                                  predicate, snapshotOf(body),
-                                                  false),
-                      predicate, debugContext)) {}
+    : Program(
+          reading(std::make_shared<WhileStep>(snapshotOf(condition), predicate,
+                                              snapshotOf(body), false),
+                  predicate, debugContext)) {}
 
 If::If(const Tensor &predicate, const Program &trueBody,
        const Program &falseBody, const DebugContext &debugContext)
@@ -336,8 +338,8 @@ PrintTensor::PrintTensor(Tensor tensor, const DebugContext &debugContext)
 
 PrintTensor::PrintTensor(const std::string &title, Tensor tensor,
                          const DebugContext &debugContext)
-    : Program(reading(std::make_shared<PrintStep>(tensor), tensor,
-                      debugContext)) {
+    : Program(
+          reading(std::make_shared<PrintStep>(tensor), tensor, debugContext)) {
   step_->name = title;
 }
 

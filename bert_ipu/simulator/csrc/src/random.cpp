@@ -42,8 +42,8 @@ private:
 using Draw = std::function<double(Draws &)>;
 
 struct RandomStep : Step {
-  RandomStep(GraphCore &graph, const Tensor *seedTensor,
-             std::uint32_t modifier, const Tensor &out, Draw draw)
+  RandomStep(GraphCore &graph, const Tensor *seedTensor, std::uint32_t modifier,
+             const Tensor &out, Draw draw)
       : graph(graph), modifier(modifier), out(out), draw(std::move(draw)) {
     if (seedTensor)
       seed = std::make_unique<Operand>(seedTensor->flatten());
@@ -86,8 +86,8 @@ Tensor recordRandom(poplar::Graph &graph, const Tensor *seed,
                     poplar::program::Sequence &prog,
                     const poplar::DebugContext &context,
                     const Tensor *input = nullptr) {
-  if (seed && (seed->elementType() != poplar::UNSIGNED_INT ||
-               seed->numElements() != 2))
+  if (seed &&
+      (seed->elementType() != poplar::UNSIGNED_INT || seed->numElements() != 2))
     throw poputil::poplibs_error("a random seed is two unsigned ints, got " +
                                  seed->elementType().toString() + " " +
                                  seed->shapeToString());
@@ -175,8 +175,7 @@ Tensor bernoulli(Graph &graph, const Tensor *seed, uint32_t seedModifier,
 
 Tensor normal(Graph &graph, const Tensor *seed, uint32_t seedModifier,
               const Tensor &reference, const Type &outType, double mean,
-              double stdDev, Sequence &prog,
-              const DebugContext &debugContext) {
+              double stdDev, Sequence &prog, const DebugContext &debugContext) {
   return recordRandom(
       graph, seed, seedModifier, reference, outType,
       [=](Draws &draws) { return mean + stdDev * draws.normal(); }, prog,

@@ -77,8 +77,8 @@ struct ReduceStep : Step {
       if (scale)
         value *= factor;
       if (update)
-        value = combine(operation, loadDouble(old + row * outWidth, output.type()),
-                        value);
+        value = combine(operation,
+                        loadDouble(old + row * outWidth, output.type()), value);
       storeDouble(value, output.type(), out + row * outWidth);
     }
     output.commit();
@@ -126,9 +126,9 @@ Split splitOf(const poplar::Tensor &in, const std::vector<std::size_t> &dims) {
   Split split;
   for (std::size_t d : dims)
     if (d >= in.rank())
-      throw poputil::poplibs_error("reduce over dimension " +
-                                   std::to_string(d) + " of a tensor of shape " +
-                                   in.shapeToString());
+      throw poputil::poplibs_error(
+          "reduce over dimension " + std::to_string(d) +
+          " of a tensor of shape " + in.shapeToString());
   std::vector<unsigned> reduced;
   for (unsigned d = 0; d < in.rank(); ++d) {
     if (std::find(dims.begin(), dims.end(), d) != dims.end()) {
@@ -169,10 +169,10 @@ void reduceWithOutput(poplar::Graph &graph, const Tensor &in, const Tensor &out,
   std::vector<Tensor> reads = {in};
   if (params.useScale)
     reads.push_back(params.scale);
-  const Cost cost{reduceCycles(graph.getTarget(), in.numElements(),
-                               in.elementType()),
-                  in.numElements() * sizeOf(in.elementType()) +
-                      out.numElements() * sizeOf(out.elementType())};
+  const Cost cost{
+      reduceCycles(graph.getTarget(), in.numElements(), in.elementType()),
+      in.numElements() * sizeOf(in.elementType()) +
+          out.numElements() * sizeOf(out.elementType())};
   record(prog, std::make_shared<ReduceStep>(rows, out, params), debugContext,
          reads, {out}, cost);
 }

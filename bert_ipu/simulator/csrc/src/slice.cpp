@@ -66,7 +66,8 @@ Tensor updateRows(const char *name, const Tensor &t, const Tensor &s,
               shapeText(expected) + " and the same type, was given " +
               s.elementType().toString() + " " + s.shapeToString());
   return s.dimRoll(unsigned(dim + 1), 1)
-      .reshape({offsets.dim(0), s.numElements() / std::max<std::size_t>(1, offsets.dim(0))});
+      .reshape({offsets.dim(0),
+                s.numElements() / std::max<std::size_t>(1, offsets.dim(0))});
 }
 
 struct MultiSliceStep : Step {
@@ -208,8 +209,8 @@ struct DynamicStep : Step {
     for (std::size_t i = 0; i < slice.size(); ++i) {
       std::size_t flat = 0;
       for (std::size_t d = 0; d < index.size(); ++d)
-        flat = flat * table.shape()[d] +
-               (begin[d] + index[d]) % table.shape()[d];
+        flat =
+            flat * table.shape()[d] + (begin[d] + index[d]) % table.shape()[d];
       if (update)
         std::memcpy(whole + flat * width, part + i * width, width);
       else
@@ -390,9 +391,8 @@ Tensor gather(Graph &graph, const Tensor &input, const Tensor &indices,
   require(indices.rank() == 1, "gather expects indices of rank 1, was given " +
                                    indices.shapeToString());
   // [n, ..., 1, ...]: the slices' own dimension takes the place of the axis.
-  const Tensor rows =
-      multiSlice(graph, input, indices.expand({1}), {axis}, {1}, prog,
-                 SlicePlan(), optionFlags, debugContext);
+  const Tensor rows = multiSlice(graph, input, indices.expand({1}), {axis}, {1},
+                                 prog, SlicePlan(), optionFlags, debugContext);
   return rows.squeeze({std::size_t(axis) + 1}).dimRoll(0, axis);
 }
 

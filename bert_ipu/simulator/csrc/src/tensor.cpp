@@ -81,8 +81,8 @@ void appendFromBase(std::vector<Run> &runs, const Base &base,
           taken, (std::int64_t(run.count) - within + step - 1) / step);
     else if (step < 0)
       taken = std::min<std::size_t>(taken, within / -step + 1);
-    append(runs, {run.variable, run.start + within * run.step,
-                  step * run.step, taken});
+    append(runs, {run.variable, run.start + within * run.step, step * run.step,
+                  taken});
     done += taken;
   }
 }
@@ -359,8 +359,8 @@ Tensor Tensor::reshape(ArrayRef<std::size_t> shape) const {
 Tensor Tensor::reshapePartial(unsigned beginIndex, unsigned endIndex,
                               ArrayRef<std::size_t> newDims) const {
   if (beginIndex > endIndex || endIndex > rank())
-    fail("reshapePartial of dimensions " + std::to_string(beginIndex) +
-             " to " + std::to_string(endIndex),
+    fail("reshapePartial of dimensions " + std::to_string(beginIndex) + " to " +
+             std::to_string(endIndex),
          view());
   auto extents = shape();
   extents.erase(extents.begin() + beginIndex, extents.begin() + endIndex);
@@ -423,8 +423,8 @@ Tensor Tensor::reverse(unsigned dimension) const {
     fail("reverse of dimension " + std::to_string(dimension), view());
   auto result = copyOf(view());
   if (result->shape[dimension] > 0)
-    result->offset += result->strides[dimension] *
-                      std::int64_t(result->shape[dimension] - 1);
+    result->offset +=
+        result->strides[dimension] * std::int64_t(result->shape[dimension] - 1);
   result->strides[dimension] = -result->strides[dimension];
   return Tensor(std::move(result));
 }
@@ -461,8 +461,7 @@ Tensor Tensor::subSample(unsigned stride, unsigned dimension) const {
   if (dimension >= rank() || stride == 0)
     fail("subSample of dimension " + std::to_string(dimension), view());
   auto result = copyOf(view());
-  result->shape[dimension] =
-      (result->shape[dimension] + stride - 1) / stride;
+  result->shape[dimension] = (result->shape[dimension] + stride - 1) / stride;
   result->strides[dimension] *= stride;
   return Tensor(std::move(result));
 }
@@ -498,8 +497,8 @@ Tensor Tensor::upsample(unsigned scale, unsigned dimension,
 
 Tensor Tensor::reinterpret(const Type &type) const {
   if (popemu::sizeOf(type) != popemu::sizeOf(elementType()))
-    throw type_error("cannot reinterpret " + elementType().toString() +
-                     " as " + type.toString() + ": the sizes differ");
+    throw type_error("cannot reinterpret " + elementType().toString() + " as " +
+                     type.toString() + ": the sizes differ");
   auto result = copyOf(view());
   result->type = type;
   return Tensor(std::move(result));

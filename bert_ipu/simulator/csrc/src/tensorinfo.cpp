@@ -19,13 +19,13 @@ struct TypeEntry {
 
 const std::vector<TypeEntry> &typeTable() {
   static const std::vector<TypeEntry> table = {
-      {DataType::UINT8, "UINT8", 1},     {DataType::INT8, "INT8", 1},
-      {DataType::UINT16, "UINT16", 2},   {DataType::INT16, "INT16", 2},
-      {DataType::INT32, "INT32", 4},     {DataType::INT64, "INT64", 8},
-      {DataType::UINT32, "UINT32", 4},   {DataType::UINT64, "UINT64", 8},
-      {DataType::BOOL, "BOOL", 1},       {DataType::FLOAT, "FLOAT", 4},
-      {DataType::FLOAT16, "FLOAT16", 2}, {DataType::BFLOAT16, "BFLOAT16", 2},
-      {DataType::DOUBLE, "DOUBLE", 8},   {DataType::STRING, "STRING", 1},
+      {DataType::UINT8, "UINT8", 1},        {DataType::INT8, "INT8", 1},
+      {DataType::UINT16, "UINT16", 2},      {DataType::INT16, "INT16", 2},
+      {DataType::INT32, "INT32", 4},        {DataType::INT64, "INT64", 8},
+      {DataType::UINT32, "UINT32", 4},      {DataType::UINT64, "UINT64", 8},
+      {DataType::BOOL, "BOOL", 1},          {DataType::FLOAT, "FLOAT", 4},
+      {DataType::FLOAT16, "FLOAT16", 2},    {DataType::BFLOAT16, "BFLOAT16", 2},
+      {DataType::DOUBLE, "DOUBLE", 8},      {DataType::STRING, "STRING", 1},
       {DataType::UNDEFINED, "UNDEFINED", 0}};
   return table;
 }
@@ -83,8 +83,8 @@ Shape npOut(const Shape &s0, const Shape &s1, const std::string &debugName) {
   return out;
 }
 
-TensorInfo npOut(const TensorInfo &i0, const TensorInfo &i1,
-                 bool checkDataType, const std::string &debugName) {
+TensorInfo npOut(const TensorInfo &i0, const TensorInfo &i1, bool checkDataType,
+                 const std::string &debugName) {
   if (checkDataType && i0.dataType() != i1.dataType())
     throw error("np broadcasting failed on '{}', incompatible types {} and {}",
                 debugName, i0.dataType(), i1.dataType());
@@ -137,10 +137,12 @@ Attributes::Value &Attributes::add(const std::string &key, Kind kind) {
   return value;
 }
 
-template <> Attributes::Ints Attributes::getAttribute(const std::string &key) const {
+template <>
+Attributes::Ints Attributes::getAttribute(const std::string &key) const {
   return find(key, Kind::Ints).ints;
 }
-template <> Attributes::Int Attributes::getAttribute(const std::string &key) const {
+template <>
+Attributes::Int Attributes::getAttribute(const std::string &key) const {
   return find(key, Kind::Int).ints[0];
 }
 template <>

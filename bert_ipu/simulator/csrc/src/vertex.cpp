@@ -162,19 +162,19 @@ void ComputeSetData::refuseRaces() const {
               run.step == 1 || run.count == 1 ? 1 : run.count;
           for (std::size_t i = 0; i < pieces; ++i) {
             const std::int64_t begin = run.start + run.step * std::int64_t(i);
-            accesses.push_back({run.variable, begin,
-                                begin + std::int64_t(run.count / pieces), v,
-                                entry.second.descriptor->direction !=
-                                    FieldDirection::Input});
+            accesses.push_back(
+                {run.variable, begin, begin + std::int64_t(run.count / pieces),
+                 v,
+                 entry.second.descriptor->direction != FieldDirection::Input});
           }
         }
   std::sort(accesses.begin(), accesses.end(), [](const auto &a, const auto &b) {
     return std::tie(a.variable, a.begin) < std::tie(b.variable, b.begin);
   });
   for (std::size_t i = 0; i < accesses.size(); ++i)
-    for (std::size_t k = i + 1; k < accesses.size() &&
-                                accesses[k].variable == accesses[i].variable &&
-                                accesses[k].begin < accesses[i].end;
+    for (std::size_t k = i + 1;
+         k < accesses.size() && accesses[k].variable == accesses[i].variable &&
+         accesses[k].begin < accesses[i].end;
          ++k)
       if (accesses[i].vertex != accesses[k].vertex &&
           (accesses[i].write || accesses[k].write))

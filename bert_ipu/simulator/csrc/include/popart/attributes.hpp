@@ -54,7 +54,8 @@ private:
   std::map<std::string, Value> values_;
 };
 
-template <> Attributes::Ints Attributes::getAttribute(const std::string &) const;
+template <>
+Attributes::Ints Attributes::getAttribute(const std::string &) const;
 template <> Attributes::Int Attributes::getAttribute(const std::string &) const;
 template <>
 Attributes::Floats Attributes::getAttribute(const std::string &) const;

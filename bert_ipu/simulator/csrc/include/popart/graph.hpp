@@ -35,8 +35,8 @@ public:
 
   OpId moveIntoGraph(std::unique_ptr<Op> op);
   template <typename OP, typename... Args> OP *createOp(Args &&...args) {
-    auto id = moveIntoGraph(
-        std::unique_ptr<Op>(new OP(std::forward<Args>(args)...)));
+    auto id =
+        moveIntoGraph(std::unique_ptr<Op>(new OP(std::forward<Args>(args)...)));
     return static_cast<OP *>(getOp(id));
   }
   template <typename OP, typename... Args>

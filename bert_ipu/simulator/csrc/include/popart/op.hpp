@@ -47,7 +47,14 @@ enum class ExecutionContext {
 enum class ReductionType { Sum = 0, Mean, NoReduction, N };
 
 // The upper-case names are those of SDK 1.
-enum class GradOpInType { In = 0, Out, GradOut, IN = In, OUT = Out, GRADOUT = GradOut };
+enum class GradOpInType {
+  In = 0,
+  Out,
+  GradOut,
+  IN = In,
+  OUT = Out,
+  GRADOUT = GradOut
+};
 
 std::ostream &operator<<(std::ostream &os, const RecomputeType &type);
 std::ostream &operator<<(std::ostream &os, const ExecutionContext &context);

@@ -23,7 +23,8 @@ namespace popart {
 class OpDefinition {
 public:
   struct Input {
-    Input(std::string name_, std::vector<DataType> types, bool constant_ = false)
+    Input(std::string name_, std::vector<DataType> types,
+          bool constant_ = false)
         : name(std::move(name_)), supportedTensors(std::move(types)),
           constant(constant_) {}
     std::string name;
@@ -122,8 +123,8 @@ public:
   OpCreator(const OpDefinitions &definitions, bool isPublic = true) {
     registerAll(definitions, isPublic, &detail::createDefault<OP>);
   }
-  OpCreator(const OpDefinitions &definitions,
-            OpManager::OpFactoryFunc factory, bool isPublic = true) {
+  OpCreator(const OpDefinitions &definitions, OpManager::OpFactoryFunc factory,
+            bool isPublic = true) {
     registerAll(definitions, isPublic, factory);
   }
   OpCreator(const OpDefinitions &definitions, OldFactory factory,

@@ -10,7 +10,8 @@ public:
   OptimizerValue() : val_(0.0f), isConst_(true) {}
   OptimizerValue(float v) : val_(v), isConst_(true) {}
   OptimizerValue(float v, bool c) : val_(v), isConst_(c) {}
-  OptimizerValue(std::pair<float, bool> x) : OptimizerValue(x.first, x.second) {}
+  OptimizerValue(std::pair<float, bool> x)
+      : OptimizerValue(x.first, x.second) {}
 
   float val() const { return val_; }
   bool isConst() const { return isConst_; }

@@ -59,7 +59,7 @@ std::ostream &operator<<(std::ostream &os, const TensorInfo &info);
 // Shapes broadcast as in NumPy.
 Shape npOut(const Shape &s0, const Shape &s1,
             const std::string &debugName = "");
-TensorInfo npOut(const TensorInfo &i0, const TensorInfo &i1,
-                 bool checkDataType, const std::string &debugName = "");
+TensorInfo npOut(const TensorInfo &i0, const TensorInfo &i1, bool checkDataType,
+                 const std::string &debugName = "");
 
 } // namespace popart

@@ -4,9 +4,9 @@
 
 #include <new>
 
+#include <popemu/vertex_abi.hpp>
 #include <poplar/Type.hpp>
 #include <poplar/Vertex.hpp>
-#include <popemu/vertex_abi.hpp>
 
 namespace popemu {
 
@@ -36,7 +36,8 @@ template <typename F> struct FieldTraits {
   }
 };
 
-template <typename F, typename T, FieldDirection Direction> struct ScalarTraits {
+template <typename F, typename T, FieldDirection Direction>
+struct ScalarTraits {
   static constexpr FieldDirection direction = Direction;
   static constexpr unsigned depth = 0;
   static constexpr std::size_t elementBytes = 0;
@@ -55,7 +56,8 @@ template <typename T>
 struct FieldTraits<poplar::InOut<T>>
     : ScalarTraits<poplar::InOut<T>, T, FieldDirection::InOut> {};
 
-template <typename F, typename T, FieldDirection Direction> struct VectorTraits {
+template <typename F, typename T, FieldDirection Direction>
+struct VectorTraits {
   static constexpr FieldDirection direction = Direction;
   static constexpr unsigned depth = 1;
   static constexpr std::size_t elementBytes = 0;
@@ -144,7 +146,7 @@ VertexDescriptor describeVertex(const char *name, const FieldDescriptor *fields,
                                 std::size_t fieldCount) {
   const unsigned workers =
       std::is_base_of<poplar::MultiVertex, V>::value ? 6 : 1;
-  return {name,   sizeof(V), workers,   &constructVertex<V>, &computeVertex<V>,
+  return {name,   sizeof(V), workers, &constructVertex<V>, &computeVertex<V>,
           fields, fieldCount};
 }
 

@@ -59,16 +59,12 @@ private:
 // Names the poplar objects an op creates; only the name is kept.
 class DebugContext {
 public:
-  DebugContext(SourceLocation loc = SourceLocation::Current()) {
-    (void)loc;
-  }
-  DebugContext(const char *name,
-               SourceLocation loc = SourceLocation::Current())
+  DebugContext(SourceLocation loc = SourceLocation::Current()) { (void)loc; }
+  DebugContext(const char *name, SourceLocation loc = SourceLocation::Current())
       : nameAndId_(name) {
     (void)loc;
   }
-  DebugContext(std::string name,
-               SourceLocation loc = SourceLocation::Current())
+  DebugContext(std::string name, SourceLocation loc = SourceLocation::Current())
       : nameAndId_(std::move(name)) {
     (void)loc;
   }

@@ -30,7 +30,15 @@ enum class TensorCloneMethod {
   GATHER_AND_PRESERVE_TILE_ORDER_AND_ALIASES
 };
 
-enum class CodeletFileType { PreprocessedAsmSource, AsmSource, CSource, CppSource, IrSource, Object, Auto };
+enum class CodeletFileType {
+  PreprocessedAsmSource,
+  AsmSource,
+  CSource,
+  CppSource,
+  IrSource,
+  Object,
+  Auto
+};
 
 // Owns variables and compute sets; programs refer to them.
 class Graph {
@@ -47,7 +55,8 @@ public:
   // A constant holds one value everywhere, or the values of an array.
   template <typename T>
   Tensor addConstant(const Type &type, ArrayRef<std::size_t> shape,
-                     ArrayRef<T> values, const DebugContext &debugContext = {}) {
+                     ArrayRef<T> values,
+                     const DebugContext &debugContext = {}) {
     std::vector<double> wide(values.begin(), values.end());
     return addConstantFromDoubles(type, shape, wide, debugContext);
   }
@@ -63,8 +72,8 @@ public:
                             std::is_arithmetic<T>::value>::type>
   Tensor addConstant(const Type &type, ArrayRef<std::size_t> shape, T value,
                      const DebugContext &debugContext = {}) {
-    return addConstantFromDoubles(type, shape,
-                                  {static_cast<double>(value)}, debugContext);
+    return addConstantFromDoubles(type, shape, {static_cast<double>(value)},
+                                  debugContext);
   }
   Tensor addConstantHalf(const Type &type, ArrayRef<std::size_t> shape,
                          ArrayRef<std::uint16_t> values,
@@ -112,8 +121,7 @@ public:
                        const std::vector<T> &values) {
     setInitialValue(vertex, field, ArrayRef<T>(values));
   }
-  template <typename T>
-  void setInitialValue(const Tensor &t, T value) {
+  template <typename T> void setInitialValue(const Tensor &t, T value) {
     setTensorInitialValue(t, {static_cast<double>(value)});
   }
   template <typename T>

@@ -81,8 +81,8 @@ public:
 
 class If : public Program {
 public:
-  If(const Tensor &predicate, const Program &trueBody,
-     const Program &falseBody, const DebugContext &debugContext = {});
+  If(const Tensor &predicate, const Program &trueBody, const Program &falseBody,
+     const DebugContext &debugContext = {});
 };
 
 class Call : public Program {

@@ -5,7 +5,8 @@
 
 namespace poplar {
 
-// Base of everything the Poplar layer throws; `type` is the class name, as in the SDK.
+// Base of everything the Poplar layer throws; `type` is the class name, as in
+// the SDK.
 struct poplar_error : std::runtime_error {
   std::string type;
   explicit poplar_error(const std::string &message)

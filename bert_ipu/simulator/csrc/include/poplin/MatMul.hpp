@@ -41,22 +41,22 @@ void matMulAcc(poplar::Graph &graph, const poplar::Tensor &C, float k,
                const poplar::DebugContext &debugContext = {},
                const poplar::OptionFlags &options = {},
                PlanningCache *cache = nullptr);
-poplar::Tensor
-createMatMulInputLHS(poplar::Graph &graph, const poplar::Type &inputType,
-                     const poplar::Type &outputType,
-                     const std::vector<std::size_t> &aShape,
-                     const std::vector<std::size_t> &bShape,
-                     const poplar::DebugContext &debugContext,
-                     const poplar::OptionFlags &options = {},
-                     PlanningCache *cache = nullptr);
-poplar::Tensor
-createMatMulInputRHS(poplar::Graph &graph, const poplar::Type &inputType,
-                     const poplar::Type &outputType,
-                     const std::vector<std::size_t> &aShape,
-                     const std::vector<std::size_t> &bShape,
-                     const poplar::DebugContext &debugContext,
-                     const poplar::OptionFlags &options = {},
-                     PlanningCache *cache = nullptr);
+poplar::Tensor createMatMulInputLHS(poplar::Graph &graph,
+                                    const poplar::Type &inputType,
+                                    const poplar::Type &outputType,
+                                    const std::vector<std::size_t> &aShape,
+                                    const std::vector<std::size_t> &bShape,
+                                    const poplar::DebugContext &debugContext,
+                                    const poplar::OptionFlags &options = {},
+                                    PlanningCache *cache = nullptr);
+poplar::Tensor createMatMulInputRHS(poplar::Graph &graph,
+                                    const poplar::Type &inputType,
+                                    const poplar::Type &outputType,
+                                    const std::vector<std::size_t> &aShape,
+                                    const std::vector<std::size_t> &bShape,
+                                    const poplar::DebugContext &debugContext,
+                                    const poplar::OptionFlags &options = {},
+                                    PlanningCache *cache = nullptr);
 poplar::Tensor transposeGroupedMatrix(const poplar::Tensor &A);
 
 } // namespace poplin

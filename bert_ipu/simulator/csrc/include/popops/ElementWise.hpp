@@ -84,14 +84,13 @@ inline void mapInPlace(poplar::Graph &graph, expr::BinaryOpType op,
     mapInPlace(graph, expr::UnaryOpType::Type, a, prog, debugContext,          \
                options);                                                       \
   }                                                                            \
-  inline void name##WithOutput(                                                \
-      poplar::Graph &graph, const poplar::Tensor &a,                           \
-      const poplar::Tensor &out, poplar::program::Sequence &prog,              \
-      const poplar::DebugContext &debugContext = {},                           \
-      const poplar::OptionFlags &options = {}) {                               \
-    mapWithOutput(graph,                                                       \
-                  expr::UnaryOp(expr::UnaryOpType::Type, expr::_1), {a}, out,  \
-                  prog, debugContext, options);                                \
+  inline void name##WithOutput(poplar::Graph &graph, const poplar::Tensor &a,  \
+                               const poplar::Tensor &out,                      \
+                               poplar::program::Sequence &prog,                \
+                               const poplar::DebugContext &debugContext = {},  \
+                               const poplar::OptionFlags &options = {}) {      \
+    mapWithOutput(graph, expr::UnaryOp(expr::UnaryOpType::Type, expr::_1),     \
+                  {a}, out, prog, debugContext, options);                      \
   }
 
 #define POPEMU_BINARY(name, Type)                                              \
@@ -108,10 +107,10 @@ inline void mapInPlace(poplar::Graph &graph, expr::BinaryOpType op,
                              const T b, poplar::program::Sequence &prog,       \
                              const poplar::DebugContext &debugContext = {},    \
                              const poplar::OptionFlags &options = {}) {        \
-    return map(graph,                                                          \
-               expr::BinaryOp(expr::BinaryOpType::Type, expr::_1,              \
-                              expr::Const(b)),                                 \
-               {a}, prog, debugContext, options);                              \
+    return map(                                                                \
+        graph,                                                                 \
+        expr::BinaryOp(expr::BinaryOpType::Type, expr::_1, expr::Const(b)),    \
+        {a}, prog, debugContext, options);                                     \
   }                                                                            \
   template <typename T>                                                        \
   inline poplar::Tensor name(poplar::Graph &graph, const T a,                  \
@@ -119,10 +118,10 @@ inline void mapInPlace(poplar::Graph &graph, expr::BinaryOpType op,
                              poplar::program::Sequence &prog,                  \
                              const poplar::DebugContext &debugContext = {},    \
                              const poplar::OptionFlags &options = {}) {        \
-    return map(graph,                                                          \
-               expr::BinaryOp(expr::BinaryOpType::Type, expr::Const(a),        \
-                              expr::_1),                                       \
-               {b}, prog, debugContext, options);                              \
+    return map(                                                                \
+        graph,                                                                 \
+        expr::BinaryOp(expr::BinaryOpType::Type, expr::Const(a), expr::_1),    \
+        {b}, prog, debugContext, options);                                     \
   }                                                                            \
   inline void name##InPlace(poplar::Graph &graph, const poplar::Tensor &a,     \
                             const poplar::Tensor &b,                           \
@@ -137,10 +136,10 @@ inline void mapInPlace(poplar::Graph &graph, expr::BinaryOpType op,
                             const T b, poplar::program::Sequence &prog,        \
                             const poplar::DebugContext &debugContext = {},     \
                             const poplar::OptionFlags &options = {}) {         \
-    mapInPlace(graph,                                                          \
-               expr::BinaryOp(expr::BinaryOpType::Type, expr::_1,              \
-                              expr::Const(b)),                                 \
-               {a}, prog, debugContext, options);                              \
+    mapInPlace(                                                                \
+        graph,                                                                 \
+        expr::BinaryOp(expr::BinaryOpType::Type, expr::_1, expr::Const(b)),    \
+        {a}, prog, debugContext, options);                                     \
   }                                                                            \
   inline void name##WithOutput(                                                \
       poplar::Graph &graph, const poplar::Tensor &a, const poplar::Tensor &b,  \
@@ -148,15 +147,13 @@ inline void mapInPlace(poplar::Graph &graph, expr::BinaryOpType op,
       const poplar::DebugContext &debugContext = {},                           \
       const poplar::OptionFlags &options = {}) {                               \
     mapWithOutput(                                                             \
-        graph,                                                                 \
-        expr::BinaryOp(expr::BinaryOpType::Type, expr::_1, expr::_2), {a, b},  \
-        out, prog, debugContext, options);                                     \
+        graph, expr::BinaryOp(expr::BinaryOpType::Type, expr::_1, expr::_2),   \
+        {a, b}, out, prog, debugContext, options);                             \
   }
 
 #define POPEMU_TERNARY(name, Type)                                             \
   inline poplar::Tensor name(poplar::Graph &graph, const poplar::Tensor &a,    \
-                             const poplar::Tensor &b,                          \
-                             const poplar::Tensor &c,                          \
+                             const poplar::Tensor &b, const poplar::Tensor &c, \
                              poplar::program::Sequence &prog,                  \
                              const poplar::DebugContext &debugContext = {},    \
                              const poplar::OptionFlags &options = {}) {        \

@@ -203,13 +203,15 @@ private:
   inline Name operator Symbol(const Expr &a, const Expr &b) {                  \
     return Name(a, b);                                                         \
   }                                                                            \
-  template <typename T, typename = typename std::enable_if<                    \
-                            std::is_arithmetic<T>::value>::type>               \
+  template <typename T,                                                        \
+            typename =                                                         \
+                typename std::enable_if<std::is_arithmetic<T>::value>::type>   \
   Name operator Symbol(T a, const Expr &b) {                                   \
     return Name(Const(a), b);                                                  \
   }                                                                            \
-  template <typename T, typename = typename std::enable_if<                    \
-                            std::is_arithmetic<T>::value>::type>               \
+  template <typename T,                                                        \
+            typename =                                                         \
+                typename std::enable_if<std::is_arithmetic<T>::value>::type>   \
   Name operator Symbol(const Expr &a, T b) {                                   \
     return Name(a, Const(b));                                                  \
   }

@@ -8,10 +8,11 @@
 namespace poputil {
 
 // A new tensor like `t`, filled from it by a copy in `prog`.
-poplar::Tensor duplicate(poplar::Graph &graph, const poplar::Tensor &in,
-                         poplar::program::Sequence &prog,
-                         const poplar::DebugContext &debugContext = {},
-                         poplar::TensorCloneMethod method = poplar::
-                             TensorCloneMethod::PRESERVE_ORDER_UNLESS_ALIASES);
+poplar::Tensor
+duplicate(poplar::Graph &graph, const poplar::Tensor &in,
+          poplar::program::Sequence &prog,
+          const poplar::DebugContext &debugContext = {},
+          poplar::TensorCloneMethod method =
+              poplar::TensorCloneMethod::PRESERVE_ORDER_UNLESS_ALIASES);
 
 } // namespace poputil

@@ -24,8 +24,8 @@ template <typename T> std::string templateArgument(const T &value) {
 inline void appendArguments(std::string &) {}
 template <typename First, typename... Rest>
 void appendArguments(std::string &list, First &&first, Rest &&...rest) {
-  list += (list.empty() ? "" : ",") +
-          templateArgument(std::forward<First>(first));
+  list +=
+      (list.empty() ? "" : ",") + templateArgument(std::forward<First>(first));
   appendArguments(list, std::forward<Rest>(rest)...);
 }
 

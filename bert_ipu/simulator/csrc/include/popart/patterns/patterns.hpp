@@ -38,9 +38,8 @@ public:
   PatternCreator(std::string name, bool enabled = true,
                  bool mandatory = false) {
     PreAliasPatternManager::registerPattern(
-        std::type_index(typeid(PATTERN)), name, enabled, mandatory, [] {
-          return std::unique_ptr<PreAliasPattern>(new PATTERN());
-        });
+        std::type_index(typeid(PATTERN)), name, enabled, mandatory,
+        [] { return std::unique_ptr<PreAliasPattern>(new PATTERN()); });
   }
 };
 

@@ -3,11 +3,11 @@
 #include <map>
 #include <string>
 
-#include <poplar/Graph.hpp>
-#include <poplar/Type.hpp>
 #include <popart/names.hpp>
 #include <popart/popx/opx.hpp>
 #include <popart/tensorinfo.hpp>
+#include <poplar/Graph.hpp>
+#include <poplar/Type.hpp>
 
 namespace popart {
 

@@ -96,8 +96,7 @@ public:
   TensorId inId(InIndex index) const;
   TensorId outId(OutIndex index) const;
 
-  poplar::Tensor cloneNcopy(poplar::program::Sequence &prog,
-                            TensorId id) const;
+  poplar::Tensor cloneNcopy(poplar::program::Sequence &prog, TensorId id) const;
   poplar::Tensor cloneNcopy(poplar::program::Sequence &prog,
                             const poplar::Tensor &tensor,
                             const std::string name = "") const;
