@@ -273,11 +273,6 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
         return backward.cast(backward.emit(aten.mul.Tensor, made, _loss_scaling(program, scale)), value.dtype)
 
     found = differentiate(program, loss, seed, _rule_of)
-    if not found:
-        raise poptorch_error(
-            f"The loss ({loss.meta.get('source')}) depends on no parameter that requires a gradient: "
-            "nothing would be trained."
-        )
     for name, node in found.items():
         program.tensor_names[f"Gradient___{name}"] = node
     return found
