@@ -1,4 +1,4 @@
-"""Executors: compile once, train as torch does, keep host and device in step, refuse what PopTorch refuses."""
+"""Executors compile once, train as torch does, keep host and device in step, refuse what PopTorch refuses."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ class TwoStages(torch.nn.Module):
 def test_a_pipeline_needs_enough_micro_batches_and_a_power_of_two_of_ipus() -> None:
     with pytest.raises(poptorch.Error, match=r"deviceIterations must be .*pipeline stages \(2\)"):
         poptorch.inferenceModel(TwoStages((0, 1)), _options())(torch.zeros(1))
-    with pytest.raises(poptorch.Error, match="specifies the use of 3 IPUs, .* minimum of 4"):
+    with pytest.raises(poptorch.Error, match=r"specifies the use of 3 IPUs, .* minimum of 4"):
         poptorch.inferenceModel(TwoStages((0, 1, 2)), _options().deviceIterations(3))(torch.zeros(3))
     options = _options().deviceIterations(3).autoRoundNumIPUs()
     assert poptorch.inferenceModel(TwoStages((0, 1, 2)), options)(torch.ones(3)).tolist() == [8, 8, 8]

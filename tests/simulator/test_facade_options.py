@@ -15,7 +15,7 @@ from bert_ipu.simulator.poptorch import poptorch_core
 
 def test_a_wrong_type_is_refused_and_the_value_stays() -> None:
     options = poptorch.Options()
-    with pytest.raises(AssertionError, match="Unexpected type .*float.* for option device_iterations"):
+    with pytest.raises(AssertionError, match=r"Unexpected type .*float.* for option device_iterations"):
         options.deviceIterations(2.5)  # type: ignore[arg-type]
     assert options.device_iterations == 1
 
@@ -54,14 +54,15 @@ def test_a_file_of_options_is_read(tmp_path: Path) -> None:
     options = poptorch.Options().loadFromFile(str(path))
     assert (options.device_iterations, options.Training.gradient_accumulation) == (3, 4)
     path.write_text("deviceIterations(3)\ndeviceIterations(\n")
-    with pytest.raises(poptorch.ConfigFileError, match="line 2 of options.conf"):
+    with pytest.raises(poptorch.ConfigFileError, match=r"line 2 of options\.conf"):
         poptorch.Options().loadFromFile(str(path))
 
 
 def test_the_environment_sets_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(
         "POPTORCH_DEFAULT_OPTIONS",
-        '{"deviceIterations": 2, "Training.gradientAccumulation": 8, "connectionType": "ConnectionType.OnDemand",'
+        '{"deviceIterations": 2, "Training.gradientAccumulation": 8,'
+        ' "connectionType": "ConnectionType.OnDemand",'
         ' "_Popart.set": ["saveInitializersToFile", "weights.onnx"]}',
     )
     options = poptorch.Options()

@@ -41,7 +41,7 @@ def setPopartLogLevel(level: str) -> None:
 
 
 def setLogLevel(level: str | int) -> None:
-    """Set how much PopTorch says: TRACE, DEBUG, INFO, WARN, ERR, OFF, or PopTorch's number for one of them."""
+    """Set how much PopTorch says: TRACE, DEBUG, INFO, WARN, ERR, OFF, or its number for one of them."""
     if isinstance(level, int):
         names = [name for name, (number, _, _) in _LEVELS.items() if number == level]
         if not names:
@@ -69,7 +69,8 @@ class _PopartFormatter(logging.Formatter):
         created = datetime.datetime.fromtimestamp(record.created)
         module = record.name.replace(".", ":") if "." in record.name else "popart:popart"
         letter = _LETTERS.get(record.levelno, "I")
-        return f"{created:%Y-%m-%dT%H:%M:%S.%f}Z {module} {os.getpid()}.{os.getpid()} {letter}: {record.getMessage()}"
+        process = f"{os.getpid()}.{os.getpid()}"
+        return f"{created:%Y-%m-%dT%H:%M:%S.%f}Z {module} {process} {letter}: {record.getMessage()}"
 
 
 class _StderrHandler(logging.Handler):

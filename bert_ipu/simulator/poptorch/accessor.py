@@ -179,7 +179,7 @@ class _Loader:
         self._filled_rows = 0
 
     def _load(self) -> bool:
-        """Put one more batch, or the end of the epoch, into the ring; False once to wait for the reader's start."""
+        """Put one more batch, or the end of the epoch, into the ring; False: wait for a start."""
         if self._pending is None:
             data = next(self._iterator, None)
             if data is None:
@@ -233,7 +233,7 @@ class _Loader:
 def _worker_main(
     dataset: Any, settings: _Settings, replies: Connection, commands: Connection, start_method: str
 ) -> None:
-    # A DataLoader's own workers start as they would in the parent; here the default is how this process began.
+    # A DataLoader's own workers start as in the parent; here the default is how this process began.
     multiprocessing.set_start_method(start_method, force=True)
     try:
         logger.debug("AsynchronousDataAccessor worker process: %d", os.getpid())
@@ -371,12 +371,14 @@ class AsynchronousDataAccessor:
         self._worker: _Worker | None = None
         if getattr(dataset, "_accessor", None) is not None:
             raise poptorch_error(
-                "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the existing one "
+                "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the "
+                "existing one "
                 "or set mode='poptorch.DataLoaderMode.Sync' in the DataLoader."
             )
         if getattr(dataset, "leaves_incomplete_batch", False) and rebatched_size is None:
             raise AssertionError(
-                "The 'drop_last=False' option from the DataLoader only works if 'rebatched_size' is specified too."
+                "The 'drop_last=False' option from the DataLoader only works if 'rebatched_size' is "
+                "specified too."
             )
         assert rebatched_size is None or rebatched_size > 1, "rebatched_size must be None or greater than 1"
         self._dataset = dataset

@@ -14,7 +14,8 @@ from .structure import flattenTensorStructure, reconstructTensorStructure
 
 _MISMATCH = (
     "\nThe inputs passed now don't match the inputs used to compile the model.\n"
-    "To compile for the new inputs create a new inferenceModel / trainingModel or call destroy() and try again."
+    "To compile for the new inputs create a new inferenceModel / trainingModel or call destroy() and try "
+    "again."
 )
 
 
@@ -72,7 +73,8 @@ def _match(name: str, compiled: Any, given: Any) -> None:
     elif isinstance(compiled, (tuple, list)):
         if len(compiled) != len(given):
             raise poptorch_error(
-                f"Length mismatch for {name}: expected {len(compiled)} elements but got {len(given)}.{_MISMATCH}"
+                f"Length mismatch for {name}: expected {len(compiled)} elements but got "
+                f"{len(given)}.{_MISMATCH}"
             )
         for index, element in enumerate(compiled):
             _match(f"{name}[{index}]", element, given[index])
@@ -189,7 +191,8 @@ class ArgumentParser:
         """Say once per compilation that dicts among the inputs are only partly supported."""
         if any(_holds_dict(value) for value in (*parsed.args, *parsed.kwargs.values())):
             logger.warning(
-                "Dicts as inputs only have partial support: only literal keys can be accessed. Consider tuples."
+                "Dicts as inputs only have partial support: only literal keys can be accessed. Consider "
+                "tuples."
             )
 
 

@@ -55,7 +55,7 @@ def beam_search(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The `top_paths` likeliest label sequences of each batch entry of log probabilities [T, B, classes].
 
-    Returns log probabilities [B, P] float32, lengths [B, P] int32 and labels [B, P, T] int32, blank where unused.
+    Returns log probabilities [B, P] float32, lengths [B, P] int32 and labels [B, P, T] int32 (blank: unused).
     """
     steps, batch, _ = log_probs.shape
     scores = torch.full((batch, top_paths), -math.inf)

@@ -1,4 +1,4 @@
-"""`poptorch.DataLoader`: batches of the size that one call of a model takes, for this process's share of the data."""
+"""`poptorch.DataLoader`: batches as large as one call of a model takes, from this process's data."""
 
 from __future__ import annotations
 
@@ -149,7 +149,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if mode != DataLoaderMode.Sync:
             async_options = async_options or {}
             assert "rebatched_size" not in async_options, (
-                "You cannot use DataLoaderMode.AsyncRebatched and manually specify the rebatched_size in async_options"
+                "You cannot use DataLoaderMode.AsyncRebatched and manually specify the rebatched_size in "
+                "async_options"
             )
             self._accessor = AsynchronousDataAccessor(self, **async_options, rebatched_size=rebatched_size)
 
@@ -169,7 +170,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         )
         if num_workers > 1 and "worker_init_fn" not in kwargs:
             logger.warning(
-                "IterableDataset used with num_workers=%d but no worker_init_fn specified: every element comes "
+                "IterableDataset used with num_workers=%d but no worker_init_fn specified: every element "
+                "comes "
                 "%d times, once from each worker (see torch.utils.data.IterableDataset)",
                 num_workers,
                 num_workers,
@@ -185,7 +187,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 )
             elif batches % self._batches_to_combine:
                 logger.warning(
-                    "The number of batches of the batch sampler (%d) is not divisible by the number of batches "
+                    "The number of batches of the batch sampler (%d) is not divisible by the number of "
+                    "batches "
                     "processed per step (%d): the last tensor will have a batch size of %d, %s",
                     batches,
                     self._batches_to_combine,
@@ -220,7 +223,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         return _ProcessShare(dataset, self._options, self._combined_batch_size, drop_last), bool(shuffle)
 
     def _rebatched_size(self, mode: DataLoaderMode, drop_last: bool) -> int | None:
-        """The batch that the worker process makes of smaller or incomplete ones; None if it passes them on."""
+        """The batch that the worker makes of smaller or incomplete ones; None if it passes them on."""
         joins = self._combined_batch_size is not None and self._combined_batch_size > 1
         if mode == DataLoaderMode.AsyncRebatched or (
             mode == DataLoaderMode.Async and not drop_last and joins

@@ -250,18 +250,21 @@ class PoplarExecutor:
         options = self._options
         if tensor.requires_grad:
             logger.warning(
-                "Input tensor has requires_grad=True set. It will be detached: no gradient goes through inputs."
+                "Input tensor has requires_grad=True set. It will be detached: no gradient goes through "
+                "inputs."
             )
             tensor = tensor.detach()
         groups = options.replication_factor // options.input_group_size
         micro_batches = options.device_iterations * groups * options.Training.gradient_accumulation
         rows = tensor.shape[0] if tensor.dim() else 1
         assert rows % micro_batches == 0, (
-            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({rows}) must be a multiple "
+            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({rows}) must be "
+            "a multiple "
             f"of Options.deviceIterations({options.device_iterations}) * "
             f"(Options.replicationFactor({options.replication_factor}) / "
             f"Options.inputReplicaGrouping.input_group_size({options.input_group_size})) * "
-            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = {micro_batches} "
+            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = "
+            f"{micro_batches} "
             "because it is divided among them."
         )
         return tensor if not tensor.dim() else tensor.narrow(0, 0, rows // micro_batches)
@@ -271,7 +274,7 @@ class PoplarExecutor:
         return self._session is not None
 
     def destroy(self) -> None:
-        """Bring weights and optimizer state to the host, forget the executable, and unwrap the user's model."""
+        """Bring weights and optimizer state to the host, forget the executable, unwrap the user's model."""
         if not self.isCompiled():
             return
         if self._training:
@@ -287,7 +290,7 @@ class PoplarExecutor:
     # -- saving --------------------------------------------------------------------------------
 
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
-        """Write the executable to a file, with the model (for `poptorch.load`) unless `export_model` is False."""
+        """Write the executable to a file, with the model (for `poptorch.load`) if `export_model`."""
         self._compiled()
         export.save(self, filename, export_model, save_rng_state)
 
@@ -496,7 +499,8 @@ def _own_options(options: Options | None, training: bool) -> Options:
         own.outputMode(OutputMode.Final if training else OutputMode.All)
     if not training and own.Training.gradient_accumulation != 1:
         message = (
-            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its "
+            "default value (1) "
             "when running a poptorch.inferenceModel()."
         )
         strategy = own._execution_strategy
@@ -515,8 +519,10 @@ def _own_options(options: Options | None, training: bool) -> Options:
 
 def _refuse_backward(*_: Any, **__: Any) -> None:
     raise poptorch_error(
-        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a trainingModel, the "
-        "backwards pass is performed automatically when invoking the model. If you're using an inferenceModel, you "
+        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
+        "trainingModel, the "
+        "backwards pass is performed automatically when invoking the model. If you're using an "
+        "inferenceModel, you "
         "should use a trainingModel instead."
     )
 

@@ -99,7 +99,8 @@ def read(filename: str, version: str) -> SavedModel:
         saved = pickle.load(file)
     if saved.version != version:
         raise poptorch_error(
-            f"Invalid file {filename}: PopTorch version mismatch: File was created with version: {saved.version} "
+            f"Invalid file {filename}: PopTorch version mismatch: File was created with version: "
+            f"{saved.version} "
             f"and this is version {version}"
         )
     saved.options._unfreeze()
@@ -112,7 +113,8 @@ def read(filename: str, version: str) -> SavedModel:
 def restore(saved: SavedModel, filename: str) -> tuple[Any, torch.optim.Optimizer | None]:
     """The model and optimizer of a file. Raises AssertionError where it was saved without them."""
     assert saved.model is not None and saved.training is not None, (
-        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you need to "
+        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you "
+        "need to "
         "re-create the PopTorch model using poptorch.inferenceModel or poptorch.trainingModel then call "
         f'poptorch_model.loadExecutable("{filename}").'
     )

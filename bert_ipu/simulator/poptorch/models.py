@@ -49,7 +49,7 @@ def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor
 
 
 def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
-    """The model that `save` or `compileAndExport` wrote, compiled; `edit_opts_fn` may change its options first."""
+    """The model that `save` wrote, compiled; `edit_opts_fn` may change its options first."""
     saved = export.read(filename, VERSION)
     model, optimizer = export.restore(saved, filename)
     if edit_opts_fn is not None:

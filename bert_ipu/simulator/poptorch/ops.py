@@ -113,7 +113,8 @@ def cond(
     """The results of one of two functions, chosen by a tensor's value."""
     if not isinstance(then_inps, list) or not isinstance(else_inps, list):
         raise ValueError(
-            "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is not list)"
+            "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is "
+            "not list)"
         )
     then, other = _returning_list(then_body), _returning_list(else_body)
     if is_recording():
@@ -226,7 +227,12 @@ def identity_loss(x: Tensor, reduction: str) -> Tensor:
     )
     if is_recording():
         return emit(ipu.identity_loss, x, reduction=reduction)  # type: ignore[no-any-return]
-    return {"sum": torch.sum, "mean": torch.mean, "none": torch.clone}[reduction](x)
+    reductions: dict[str, Callable[[Tensor], Tensor]] = {
+        "sum": torch.sum,
+        "mean": torch.mean,
+        "none": torch.clone,
+    }
+    return reductions[reduction](x)
 
 
 def custom_op(

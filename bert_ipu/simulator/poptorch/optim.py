@@ -120,7 +120,7 @@ def _pickled(optimizer: Any, torch_state: dict[str, Any], names: list[str]) -> d
 
 
 class SGD(Optimizer, torch.optim.SGD):
-    """torch's SGD with loss scaling, accumulation types and, with `use_combined_accum`, one accumulator for both."""
+    """torch's SGD with loss scaling and accumulation types; `use_combined_accum` shares one accumulator."""
 
     _child_vars = ["loss_scaling"]
     _child_only = [

@@ -1,4 +1,4 @@
-"""What an optimizer object says, as the compiler needs it: its kind, and each attribute with "is it constant"."""
+"""What an optimizer object says, as the compiler needs it: its kind, and which attributes are constant."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def optimizer_class(optimizer: torch.optim.Optimizer) -> tuple[type, str]:
     )
     if type(optimizer) not in own:
         logger.warning(
-            "Optimizer `%s` subclasses a class of poptorch.optim or torch.optim: its Python code does not run, "
+            "Optimizer `%s` subclasses a class of poptorch.optim or torch.optim: its Python code does not "
+            "run, "
             "PopART's own optimizer does.",
             type(optimizer).__name__,
         )
@@ -271,7 +272,8 @@ def lines(description: dict[str, Any]) -> list[str]:
     ]
     loss_scaling = description["defaults"]["lossScaling"]
     found = [
-        f"graph optimizer with {kind} {' '.join(types + _attributes(description['defaults'], kind, loss_scaling, True))}"
+        f"graph optimizer with {kind} "
+        f"{' '.join(types + _attributes(description['defaults'], kind, loss_scaling, True))}"
     ]
     for index, group in enumerate(description["groups"]):
         found.append(

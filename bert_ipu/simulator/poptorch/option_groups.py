@@ -1,4 +1,4 @@
-"""The groups inside `poptorch.Options`: Jit, Precision, Training, PopART's own, Distributed, tensor locations."""
+"""The groups inside `poptorch.Options`: Jit, Precision, Training, PopART's, Distributed, locations."""
 
 from __future__ import annotations
 

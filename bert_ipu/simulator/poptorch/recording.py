@@ -1,4 +1,4 @@
-"""How PopTorch's calls inside a forward reach the program that is being captured; nothing happens outside one."""
+"""How PopTorch's calls inside a forward reach the program that is captured; outside, nothing happens."""
 
 from __future__ import annotations
 

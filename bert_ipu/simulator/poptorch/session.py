@@ -1,4 +1,4 @@
-"""A compiled model on its device: PopTorch's verbs for moving weights, states and random numbers, and running."""
+"""A compiled model on its device: PopTorch's verbs for moving weights and states, and for running."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .options import Options
 
 
 class Session:
-    """Holds an executable; knows which of its variables are weights, optimizer states and optimizer scalars."""
+    """Holds an executable; knows which variables are weights, optimizer states and optimizer scalars."""
 
     def __init__(self, program: Program, executable: Executable, ipus: int, options: Options) -> None:
         self.program = program

@@ -1,4 +1,4 @@
-"""Nested containers of tensors: flatten, rebuild, and the parsers that users register for their own classes."""
+"""Nested containers of tensors: flatten, rebuild, and the parsers users register for their classes."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _concatenate(batches: Sequence[Sequence[torch.Tensor]]) -> Iterator[torch.Te
 
 
 def combined_batches(batches: Iterable[Any], count: int, drop_last: bool) -> Iterator[Any]:
-    """Join every `count` consecutive batches along dimension 0; what is left over comes last unless dropped."""
+    """Join every `count` batches along dimension 0; what is left over comes last unless dropped."""
     pending: list[list[torch.Tensor]] = []
     batch = None
     for batch in batches:
