@@ -1,0 +1,43 @@
+"""`python -m bert_ipu.simulator SCRIPT ARGS` runs an unmodified PopTorch program and its child processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).parents[2]
+
+PROGRAM = """
+import subprocess, sys
+import popart, popdist, poptorch, poptorch.optim, torch
+from poptorch.enums import OutputMode
+
+assert sys.argv[1:] == ["--flag", "value"] and __name__ == "__main__"
+assert poptorch.optim is sys.modules["poptorch.optim"] and OutputMode is poptorch.OutputMode
+assert int(popart.SyntheticDataMode.RandomNormal) == 2 and popdist.getNumInstances() == 1
+model = poptorch.inferenceModel(torch.nn.Linear(2, 2))
+print("shape", tuple(model(torch.zeros(3, 2)).shape))
+child = "import poptorch; print('child', poptorch.Options().device_iterations)"
+print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=True, check=True).stdout)
+"""
+
+
+def _run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "bert_ipu.simulator", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+
+
+def test_an_unmodified_program_runs_with_its_arguments(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(PROGRAM)
+    done = _run("program.py", "--flag", "value", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "shape (3, 2)" in done.stdout and "child 1" in done.stdout
+
+
+def test_a_missing_script_is_one_message_and_status_2(tmp_path: Path) -> None:
+    done = _run("nowhere.py", folder=tmp_path)
+    assert done.returncode == 2
+    assert "nowhere.py does not exist" in done.stderr and "Traceback" not in done.stderr
