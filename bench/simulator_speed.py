@@ -2,11 +2,11 @@
 
     python bench/simulator_speed.py [--models tiny mini base-128 base-512] [--rounds 5] [--threads 2] [--compile]
 
-Each side is a process of its own, which takes a few steps when its turn comes, so that what else runs on the machine
-meets both alike.  A step is forward and backward of 16 sequences (base: 8, or 2 of 512 tokens), hidden dropout 0.1,
-attention dropout 0; the simulator's includes its SGD update.  Both sides get the same malloc settings in "tuned", and
-what a user gets without thinking in "default".  Ratios of medians are printed, of wall time and of CPU time; on a busy
-machine the second is the steadier one.
+Each side is a process of its own, which takes a few steps when its turn comes, so that what else runs on the
+machine meets both alike.  A step is forward and backward of 16 sequences (base: 8, or 2 of 512 tokens),
+hidden dropout 0.1, attention dropout 0; the simulator's includes its SGD update.  Both sides get the same
+malloc settings in "tuned", and what a user gets without thinking in "default".  Ratios of medians are
+printed, of wall time and of CPU time; on a busy machine the second is the steadier one.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def simulator_step(work: Workload) -> Step:
     sys.path.insert(0, str(ROOT))
     from bert_ipu import simulator
 
-    simulator.install(simulator.SimulatorParams(numerics="fast", tune_allocator="MALLOC_MMAP_MAX_" not in os.environ))
+    simulator.install(
+        simulator.SimulatorParams(numerics="fast", tune_allocator="MALLOC_MMAP_MAX_" not in os.environ)
+    )
     import poptorch
     import torch
 
@@ -71,7 +73,11 @@ def simulator_step(work: Workload) -> Step:
     class Loss(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            shape = {"hidden_size": work.hidden, "num_hidden_layers": work.layers, "num_attention_heads": work.heads}
+            shape = {
+                "hidden_size": work.hidden,
+                "num_hidden_layers": work.layers,
+                "num_attention_heads": work.heads,
+            }
             self.model = BertForPreTraining(ModelConfig(**shape, attention_probs_dropout_prob=0.0)).half()
 
         def forward(self, *batch: torch.Tensor) -> torch.Tensor:
@@ -104,7 +110,8 @@ def _batch(work: Workload) -> tuple[Any, ...]:
 
 
 def hugging_face_step(work: Workload, variant: str) -> Step:
-    """Forward and backward of Hugging Face's BertForPreTraining; variant: fp32 or bf16, -compiled, -one-by-one."""
+    """Forward and backward of Hugging Face's BertForPreTraining; variant: fp32 or bf16, -compiled, -one-by-
+    one."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 
@@ -122,7 +129,9 @@ def hugging_face_step(work: Workload, variant: str) -> Step:
         "next_sentence_label": torch.zeros(work.sequences, dtype=torch.long),
     }  # fmt: skip
     size = 1 if "one-by-one" in variant else work.sequences
-    batches = [{key: value[i : i + size] for key, value in given.items()} for i in range(0, work.sequences, size)]
+    batches = [
+        {key: value[i : i + size] for key, value in given.items()} for i in range(0, work.sequences, size)
+    ]
 
     def step() -> None:
         for batch in batches:
@@ -215,12 +224,16 @@ def compare(name: str, allocator: str, rounds: int, threads: int, compiled: bool
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
     parser.add_argument("--allocators", nargs="+", default=["tuned", "default"], choices=["tuned", "default"])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--compile", action="store_true", help="also torch.compile Hugging Face's model (slow to start)")
+    parser.add_argument(
+        "--compile", action="store_true", help="also torch.compile Hugging Face's model (slow to start)"
+    )
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:

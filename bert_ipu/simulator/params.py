@@ -14,13 +14,13 @@ DEVICES = ("cpu", "cuda", "null")
 class SimulatorParams:
     """Switches of the simulator itself; the defaults are the strict ones.
 
-    None of them changes what a program means, apart from `numerics`, which chooses how half precision is rounded.
-    Raises ValueError for a value that is not allowed.
+    None of them changes what a program means, apart from `numerics`, which chooses how half precision is
+    rounded. Raises ValueError for a value that is not allowed.
     """
 
     numerics: str = "ipu"
-    """"ipu": fp16 values, rounded to fp16 at the output of each operator, fp32 arithmetic inside.
-    "fast": half precision is bf16 (fp32 where the CPU has no fast bf16), with fp32 master copies of the weights."""
+    """"ipu": fp16 values, rounded to fp16 at the output of each operator, fp32 arithmetic inside. "fast":
+    half precision is bf16 (fp32 where the CPU has no fast bf16), with fp32 master copies of the weights."""
     device: str = "cpu"
     """"cpu", "cuda" (or "cuda:N"), or "null", which compiles and never allocates or runs."""
     threads: int | None = None
@@ -34,7 +34,8 @@ class SimulatorParams:
     native_kernels: bool = True
     """Use the C++ kernels; without a compiler the plain torch way runs, with a line in the log."""
     tune_allocator: bool = True
-    """Have malloc keep freed memory, as a device with planned buffers does; False leaves the process alone."""
+    """Have malloc keep freed memory, as a device with planned buffers does; False leaves the process alone.
+    """
     nan_uninitialised: bool = True
     """Device memory nobody has written reads as NaN, so that a missing initialisation shows."""
 

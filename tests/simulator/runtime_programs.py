@@ -7,7 +7,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import InputSpec, OutputSpec, Program, Role, Variable
+from bert_ipu.simulator.graph.ir import InputSpec, OutputSpec, Program, Reduction, Role, Variable
 
 aten = torch.ops.aten
 
@@ -36,7 +36,7 @@ def mlp(
     program = Program(torch.fx.Graph(), FakeTensorMode())
     program.graph.output(())
     program.training = True
-    program.gradient_accumulation, program.replication_factor = accumulation, replicas
+    program.reduction = Reduction(accumulation, replicas)
     end = program.output
     x = program.add_input(InputSpec("x", (BATCH, WIDTH), torch.float32, dtype))
     y = program.add_input(InputSpec("y", (BATCH,), torch.int64, torch.int32))
@@ -84,24 +84,25 @@ def _sgd(program, weights, gradients, rate):  # type: ignore[no-untyped-def]
         lr = program.add_variable(Variable("rate", Role.SCALAR, (), torch.float32, fill=0.1))
     for name, gradient in gradients.items():
         value = gradient
-        if program.gradient_accumulation > 1:
+        if program.reduction.accumulation > 1:
             val = gradient.meta["val"]
             accl = program.add_variable(
                 Variable(f"accum_{name}", Role.STATE, tuple(val.shape), torch.float32)
             )
             value = program.emit(ops.accumulate, accl, gradient, 1.0, kind="add")
         reduced = program.emit(ops.replica_reduce, value, reduction="mean", groups=None, meta=outer)
-        if program.gradient_accumulation > 1:
-            reduced = program.emit(aten.div.Scalar, reduced, program.gradient_accumulation, meta=outer)
+        if program.reduction.accumulation > 1:
+            reduced = program.emit(aten.div.Scalar, reduced, program.reduction.accumulation, meta=outer)
         program.emit(ops.sgd0_var_update, weights[name], reduced, lr, 1.0, meta=outer)
-        if program.gradient_accumulation > 1:
+        if program.reduction.accumulation > 1:
             program.emit(ops.accumulator_zero, value, meta=outer)
 
 
 def reference(
     x: Tensor, y: Tensor, micro_batches: int, rate: float = 0.1
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """The same training in plain torch: one update per `micro_batches`; losses of all micro-batches, and weights."""
+    """The same training in plain torch: one update per `micro_batches`; losses of all micro-batches, and
+    weights."""
     weights = {name: value.clone().requires_grad_() for name, value in initial_weights().items()}
     losses = []
     for start in range(0, len(x), BATCH * micro_batches):

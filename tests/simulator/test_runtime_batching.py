@@ -35,7 +35,9 @@ CASES: dict[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = {
     "reduced": lambda x, p: (x * p["v"]).mean(dim=(0, 2)) + x.sum() + x.amax(dim=1).mean(),
     "embedding": lambda x, p: F.embedding((x[..., 0].abs() * 3).int().clamp(max=8), p["e"]),
     "gathered": lambda x, p: torch.gather(x * p["v"], 1, (x[:, :2].abs() * 2).long().clamp(max=3)),
-    "joined": lambda x, p: torch.cat([x * p["v"], x], dim=0) + torch.stack([x, x], dim=0).reshape(2 * B, S, H),
+    "joined": lambda x, p: (
+        torch.cat([x * p["v"], x], dim=0) + torch.stack([x, x], dim=0).reshape(2 * B, S, H)
+    ),
     "sliced": lambda x, p: (x * p["v"])[:, 1:3, ::2],
     "split": lambda x, p: torch.split(x * p["v"], 2, dim=2)[1] + torch.unbind(x, dim=1)[0][:, None, :2],
     "where": lambda x, p: torch.where(x > 0, x * p["v"], p["v"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def kernels() -> Kernels:
 
 def test_the_kernels_share_torch_threads() -> None:
     """One OpenMP library in the process: torch's."""
-    maps = open("/proc/self/maps").read()
+    maps = Path("/proc/self/maps").read_text()
     names = {line.split("/")[-1] for line in maps.splitlines() if "gomp" in line or "libomp" in line}
     load_kernels()
     assert len(names) == 1
@@ -54,7 +55,9 @@ def test_plain_cross_entropy_gradient(reduction: int) -> None:
     loss = torch.nn.functional.cross_entropy(scores, labels, reduction=name)
     grad = torch.rand_like(loss)
     loss.backward(grad)
-    found = losses.cross_entropy_grad(grad, scores.detach(), labels.int(), reduction=reduction, ignore_index=-100)
+    found = losses.cross_entropy_grad(
+        grad, scores.detach(), labels.int(), reduction=reduction, ignore_index=-100
+    )
     torch.testing.assert_close(found, scores.grad)
 
 

@@ -100,4 +100,7 @@ def test_rounding_kernels_equal_torch() -> None:
 def test_stochastic_rounding_keeps_half_values_and_overflows_to_infinity() -> None:
     exact = torch.arange(-2048, 2049).float()
     assert torch.equal(numerics.round_half_stochastic(exact.clone(), draws((0, 0)), 1), exact)
-    assert numerics.round_half_stochastic(torch.tensor([1e6, -1e6]), draws((0, 0)), 1).tolist() == [torch.inf, -torch.inf]
+    assert numerics.round_half_stochastic(torch.tensor([1e6, -1e6]), draws((0, 0)), 1).tolist() == [
+        torch.inf,
+        -torch.inf,
+    ]

@@ -1,7 +1,7 @@
 """Has malloc keep the memory it has, as a device with planned buffers does.
 
-With glibc's defaults every large tensor is mapped and unmapped again, and page faults cost small models more than
-their arithmetic.  The settings are those of the environment variables MALLOC_MMAP_MAX_=0,
+With glibc's defaults every large tensor is mapped and unmapped again, and page faults cost small models more
+than their arithmetic.  The settings are those of the environment variables MALLOC_MMAP_MAX_=0,
 MALLOC_TRIM_THRESHOLD_=-1 and MALLOC_TOP_PAD_, made from inside the process.
 """
 

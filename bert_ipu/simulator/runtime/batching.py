@@ -1,8 +1,9 @@
 """Many micro-batches as one: which values vary, which are wanted only as sums, and what forbids it.
 
-A value of a chunk of K micro-batches has one of four layouts.  Operators that treat dimension 0 as a batch run on
-FOLDED values unchanged; the rules in `batching_rules.py` say so, and an operator without a rule runs K times.
-Weight gradients are never held per micro-batch: what only feeds accumulators is computed summed over the chunk.
+A value of a chunk of K micro-batches has one of four layouts.  Operators that treat dimension 0 as a batch
+run on FOLDED values unchanged; the rules in `batching_rules.py` say so, and an operator without a rule runs K
+times. Weight gradients are never held per micro-batch: what only feeds accumulators is computed summed over
+the chunk.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from bert_ipu.simulator.runtime.instructions import RUN, Name
 from bert_ipu.simulator.runtime.lowering import DRAWS, Emitter, resolve
 from bert_ipu.simulator.runtime.micro import is_outer, normal_nodes
 from bert_ipu.simulator.runtime.numerics import Numerics
-from bert_ipu.simulator.runtime.operators import is_drawing, operator_name
+from bert_ipu.simulator.runtime.operators import is_drawing, names, operator_name
 from bert_ipu.simulator.runtime.replication import Replication
 
 
@@ -50,31 +51,9 @@ class Operand:
     """The matrix that this one is the transpose of, where it is one."""
 
 
-LINEAR = frozenset(
-    [
-        "add",
-        "sub",
-        "neg",
-        "reshape",
-        "view",
-        "t",
-        "transpose",
-        "permute",
-        "unsqueeze",
-        "squeeze",
-        "expand",
-        "_to_copy",
-        "sum",
-        "slice",
-        "select",
-        "select_backward",
-        "slice_backward",
-        "cat",
-        "alias",
-        "clone",
-        "detach",
-        "nop",
-    ]
+LINEAR = names(
+    "add sub neg reshape view t transpose permute unsqueeze squeeze expand _to_copy sum slice select "
+    "select_backward slice_backward cat alias clone detach nop"
 )
 """Operators that may be applied to a sum instead of to each term."""
 
@@ -102,9 +81,9 @@ def analyse(program: Program, replication: Replication) -> Analysis:
         if varying_input or (node.op == "call_function" and _varies(node, analysis.varies)):
             analysis.varies.add(node)
     for node in reversed(normal_nodes(program)):
-        if node in analysis.varies and node.users and not mutated(node):
-            if all(_wants_sum(node, user, analysis, replication) for user in node.users):
-                analysis.summed.add(node)
+        read = node in analysis.varies and node.users and not mutated(node)
+        if read and all(_wants_sum(node, user, analysis, replication) for user in node.users):
+            analysis.summed.add(node)
     return analysis
 
 
@@ -149,9 +128,9 @@ def why_not(program: Program, replication: Replication, numerics: Numerics) -> s
             and node not in replication.pooled
         ):
             return f"the update reads {node} of the last micro-batch"
-        if numerics.rounds and node in replication.pooled and not mutated(node):
-            if node.meta["val"].dtype == torch.float16:
-                return f"{node} is rounded to fp16 at each micro-batch"
+        crosses = node in replication.pooled and not mutated(node)
+        if numerics.rounds and crosses and node.meta["val"].dtype == torch.float16:
+            return f"{node} is rounded to fp16 at each micro-batch"
     return None
 
 
@@ -199,7 +178,8 @@ def chunk_size(pool: int, bytes_each: int, limit: int) -> int:
 
 
 Rule = Callable[["Batcher", fx.Node, list[Any], dict[str, Any]], Any]
-"""(batcher, node, args, kwargs), args with operands in place of nodes, to an operand, a tuple of them, or None."""
+"""(batcher, node, args, kwargs), args with operands in place of nodes, to an operand, a tuple of them, or
+None."""
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """How operators run on many micro-batches at once: one rule per kind of operator, by operator name.
 
-A rule takes (batcher, node, args, kwargs), args with operands in place of nodes, and returns the result's operand,
-a tuple of them, or None where it does not apply; then the operator runs once per micro-batch.
+A rule takes (batcher, node, args, kwargs), args with operands in place of nodes, and returns the result's
+operand, a tuple of them, or None where it does not apply; then the operator runs once per micro-batch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.runtime.batching import Batcher, Layout, Operand, Rule, operands_in
 from bert_ipu.simulator.runtime.instructions import Name
+from bert_ipu.simulator.runtime.operators import names
 
 BATCHED = (Layout.FOLDED, Layout.STACKED)
 
@@ -346,151 +347,38 @@ def loss_per_row_grad(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[s
     return b.call(node, Layout.FOLDED, [_fold(b, x) if isinstance(x, Operand) else x for x in args], kwargs)
 
 
-ELEMENTWISE = [
-    "abs",
-    "acos",
-    "acosh",
-    "add",
-    "addcdiv",
-    "addcmul",
-    "asin",
-    "asinh",
-    "atan",
-    "atan2",
-    "atanh",
-    "bitwise_and",
-    "bitwise_not",
-    "bitwise_or",
-    "bitwise_xor",
-    "ceil",
-    "celu",
-    "clamp",
-    "clamp_max",
-    "clamp_min",
-    "clone",
-    "copysign",
-    "cos",
-    "cosh",
-    "div",
-    "elu",
-    "elu_backward",
-    "eq",
-    "erf",
-    "erfc",
-    "exp",
-    "expm1",
-    "floor",
-    "floor_divide",
-    "fmod",
-    "ge",
-    "gelu",
-    "gelu_backward",
-    "gt",
-    "hardshrink",
-    "hardsigmoid",
-    "hardsigmoid_backward",
-    "hardswish",
-    "hardtanh",
-    "hardtanh_backward",
-    "isfinite",
-    "isinf",
-    "isnan",
-    "le",
-    "leaky_relu",
-    "leaky_relu_backward",
-    "lerp",
-    "log",
-    "log10",
-    "log1p",
-    "log2",
-    "logical_and",
-    "logical_not",
-    "logical_or",
-    "logical_xor",
-    "lt",
-    "masked_fill",
-    "maximum",
-    "minimum",
-    "mul",
-    "ne",
-    "neg",
-    "nop",
-    "ones_like",
-    "zeros_like",
-    "full_like",
-    "pow",
-    "reciprocal",
-    "relu",
-    "relu6",
-    "remainder",
-    "round",
-    "rsqrt",
-    "rsub",
-    "sigmoid",
-    "sigmoid_backward",
-    "sign",
-    "silu",
-    "silu_backward",
-    "sin",
-    "sinh",
-    "softplus",
-    "softplus_backward",
-    "softshrink",
-    "sqrt",
-    "square",
-    "sub",
-    "tan",
-    "tanh",
-    "tanh_backward",
-    "threshold",
-    "threshold_backward",
-    "trunc",
-    "true_divide",
-    "where",
-    "xlogy",
-    "_to_copy",
-    "alias",
-    "detach",
-    "lift_fresh_copy",
-    "to",
-    "mish",
-    "mish_backward",
-    "log_sigmoid_forward",
-    "selu",
-    "nan_to_num",
-]
+ELEMENTWISE = names(
+    "abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or "
+    "bitwise_xor ceil celu clamp clamp_max clamp_min clone copysign cos cosh div elu elu_backward eq erf "
+    "erfc exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardshrink hardsigmoid "
+    "hardsigmoid_backward hardswish hardtanh hardtanh_backward isfinite isinf isnan le leaky_relu "
+    "leaky_relu_backward lerp log log10 log1p log2 logical_and logical_not logical_or logical_xor lt "
+    "masked_fill maximum minimum mul ne neg nop ones_like zeros_like full_like pow reciprocal relu relu6 "
+    "remainder round rsqrt rsub sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus "
+    "softplus_backward softshrink sqrt square sub tan tanh tanh_backward threshold threshold_backward trunc "
+    "true_divide where xlogy _to_copy alias detach lift_fresh_copy to mish mish_backward log_sigmoid_forward "
+    "selu nan_to_num"
+)
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(ELEMENTWISE, elementwise),
     **dict.fromkeys(
-        [
-            "dropout",
-            "dropout_grad",
-            "randn",
-            "rand",
-            "randn_like",
-            "rand_like",
-            "uniform",
-            "bernoulli",
-            "exponential",
-        ],
+        names("dropout dropout_grad randn rand randn_like rand_like uniform bernoulli exponential"),
         drawing,
     ),
+    **dict.fromkeys(names("reshape view flatten unsqueeze squeeze view_copy _unsafe_view"), reshape),
     **dict.fromkeys(
-        ["reshape", "view", "flatten", "unsqueeze", "squeeze", "view_copy", "_unsafe_view"], reshape
-    ),
-    **dict.fromkeys(
-        ["softmax", "_softmax", "log_softmax", "_log_softmax", "cumsum", "flip", "glu", "sort", "logsumexp"],
+        names("softmax _softmax log_softmax _log_softmax cumsum flip glu sort logsumexp"),
         along(1),
     ),
-    **dict.fromkeys(["select", "slice", "narrow", "gather"], along(1, default=0)),
-    **dict.fromkeys(["split", "split_with_sizes", "chunk"], along(2, default=0)),
+    **dict.fromkeys(names("select slice narrow gather"), along(1, default=0)),
+    **dict.fromkeys(names("split split_with_sizes chunk"), along(2, default=0)),
     "topk": along(2, default=-1),
     "scatter_add": along(1),
     "scatter": along(1),
     "unbind": along(1, default=0),
-    **dict.fromkeys(["_softmax_backward_data", "_log_softmax_backward_data"], along(2)),
-    **dict.fromkeys(["sum", "mean", "amax", "amin", "argmax", "argmin", "any", "all"], reduce_all),
+    **dict.fromkeys(names("_softmax_backward_data _log_softmax_backward_data"), along(2)),
+    **dict.fromkeys(names("sum mean amax amin argmax argmin any all"), reduce_all),
     "identity_loss": identity_loss,
     "transpose": transpose,
     "t": matrix_transpose,

@@ -1,7 +1,7 @@
 """Runs a compiled program: device iterations x micro-batches x replicas, then the weight update.
 
-Which micro-batch comes when: inputs hold [device iterations, gradient accumulation, replicas, micro-batch] along
-dimension 0, as PopART's streams deliver them.
+Which micro-batch comes when: inputs hold [device iterations, gradient accumulation, replicas, micro-batch]
+along dimension 0, as PopART's streams deliver them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.graph.ir import Program
@@ -77,12 +77,23 @@ class Executable:
         self.plan = make_plan(program, settings, self.replication, self.numerics, params)
         self.crossing = crossing_nodes(program) + self.plan.bypassed(program, self.replication)
         self.micro: MicroBatch = lower_micro_batch(
-            program, self.numerics, self.device, self.kernels, self.crossing, self.plan.batcher(program, self.replication)
+            program,
+            self.numerics,
+            self.device,
+            self.kernels,
+            self.crossing,
+            self.plan.batcher(program, self.replication),
         )
         self.update: Update | None = None
         if any(is_outer(node) for node in program.operators()):
             self.update = lower_update(
-                program, self.replication, self.numerics, self.device, self.kernels, self.crossing, params.fuse
+                program,
+                self.replication,
+                self.numerics,
+                self.device,
+                self.kernels,
+                self.crossing,
+                params.fuse,
             )
         self.store = VariableStore(
             program, self.replication, self.numerics, self.device, params.nan_uninitialised
@@ -231,7 +242,8 @@ class Executable:
         return run
 
     def _cross(self, crossing: list[list[Tensor]], values: Sequence[Tensor], replica: int) -> None:
-        """Keep what the update reads: the sum over replicas where that is enough, else each replica's last value."""
+        """Keep what the update reads: the sum over replicas where that is enough, else each replica's last
+        value."""
         for held, node, value in zip(crossing, self.crossing, values):
             if node in self.replication.pooled and held:
                 held[0] = held[0].float() + value.float() if value.is_floating_point() else held[0] + value
@@ -254,6 +266,7 @@ class Executable:
 
 
 def _number(program: Program) -> None:
-    """Number the operators: stochastic rounding draws by it. Two apart, so that second results have their own."""
+    """Number the operators: stochastic rounding draws by it. Two apart, so that second results have their
+    own."""
     for number, node in enumerate(program.operators()):
         node.meta["number"] = 8 * number

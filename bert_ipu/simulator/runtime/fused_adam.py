@@ -1,7 +1,8 @@
 """Adam and LAMB as one kernel per weight, where the graph has them as a chain of operators.
 
-    g = scale * gradient; accl1 = moving_average(g); accl2 = moving_average_square(g); step = increment(step)
-    updater = adam_updater(...); [r1, r2 = lamb_square(weight), lamb_square(updater)]; weight = adam_var_update(...)
+g = scale * gradient; accl1 = moving_average(g); accl2 = moving_average_square(g); step = increment(step)
+updater = adam_updater(...); [r1, r2 = lamb_square(weight), lamb_square(updater)]; weight =
+adam_var_update(...)
 """
 
 from __future__ import annotations
@@ -72,32 +73,36 @@ def find_chains(nodes: Sequence[fx.Node], rounds: bool) -> dict[fx.Node, AdamCha
 
 
 def _match(node: fx.Node, rounds: bool) -> AdamChain | None:
-    weight, updater, rate, *trust = node.args
+    operands: tuple[Any, ...] = node.args
+    weight, updater, rate, *trust = operands
     if not _calls(updater, ops.adam_updater):
         return None
-    decayed, first, second, step, decay, beta1, beta2, eps = updater.args  # type: ignore[union-attr]
-    mode = updater.kwargs["mode"]  # type: ignore[union-attr]
+    decayed, first, second, step, decay, beta1, beta2, eps = updater.args
+    mode = updater.kwargs["mode"]
     averages = _calls(first, ops.accumulate) and _calls(second, ops.accumulate)
-    if mode == "adamax" or not averages or decayed not in (weight, None) or first.args[1] is not second.args[1]:  # type: ignore[union-attr]
+    if (
+        mode == "adamax"
+        or not averages
+        or decayed not in (weight, None)
+        or first.args[1] is not second.args[1]
+    ):
         return None
-    absorbed = {updater, first, second}
-    gradient, factor = first.args[1], 1.0  # type: ignore[union-attr]
-    if _calls(gradient, aten.mul.Tensor) and set(gradient.users) == {first, second}:  # type: ignore[union-attr]
+    absorbed = {updater, first, second, *trust[:2]}
+    gradient, factor = first.args[1], 1.0
+    if _calls(gradient, aten.mul.Tensor) and set(gradient.users) == {first, second}:
         absorbed.add(gradient)
-        gradient, factor = gradient.args  # type: ignore[union-attr]
-    if _calls(gradient, aten._to_copy.default) and set(gradient.users) <= absorbed:  # type: ignore[union-attr]
+        gradient, factor = gradient.args
+    if _calls(gradient, aten._to_copy.default) and set(gradient.users) <= absorbed:
         absorbed.add(gradient)
-        gradient = gradient.args[0]  # type: ignore[union-attr]
+        gradient = gradient.args[0]
     if step is not None:
         if not _calls(step, ops.increment):
             return None
         absorbed.add(step)
-    if trust:
-        absorbed |= set(trust[:2])
     chain = AdamChain(
-        weight, gradient, first.args[0], second.args[0], step.args[0] if step is not None else None, factor,  # type: ignore[union-attr, arg-type]
-        beta1, beta2, eps, decay, rate, trust[2] if trust else None,
-        not mode.endswith("no_bias"), frozenset(absorbed),  # type: ignore[union-attr, arg-type]
+        weight, gradient, first.args[0], second.args[0], step.args[0] if step is not None else None, factor,
+        beta1, beta2, eps, decay, rate, trust[2] if trust else None, not mode.endswith("no_bias"),
+        frozenset(absorbed),
     )  # fmt: skip
     return chain if _is_closed(chain, node, rounds) else None
 
@@ -117,7 +122,9 @@ def _is_closed(chain: AdamChain, last: fx.Node, rounds: bool) -> bool:
 
 def adam_kernel(kernels: Kernels, lamb: bool, corrected: bool) -> Callable[..., Tensor]:
     """A function (weight, gradient, first, second, step, factor, ...) that updates all of them in place."""
-    chosen = {dtype: getattr(kernels, f"{'lamb' if lamb else 'adam'}_{suffix}") for dtype, suffix in SUFFIX.items()}
+    chosen = {
+        dtype: getattr(kernels, f"{'lamb' if lamb else 'adam'}_{suffix}") for dtype, suffix in SUFFIX.items()
+    }
 
     def fused_update(
         weight: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor | None, factor: Any, beta1: Any,

@@ -1,7 +1,7 @@
 """Straight-line code of the runtime: instructions over named values, and the Python function made of them.
 
-An interpreter of the graph costs twice as much per operator as generated code, which in small models is more than
-the arithmetic.
+An interpreter of the graph costs twice as much per operator as generated code, which in small models is more
+than the arithmetic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Cross-entropy and argmax over rows of scores: C++ kernels that pass over each row once or twice, or plain torch."""
+"""Cross-entropy and argmax over rows of scores: C++ kernels that pass over each row once or twice, or plain
+torch."""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from bert_ipu.simulator.runtime.native import Kernels
 SUFFIX = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-def cross_entropy_rows(logits: Tensor, target: Tensor, kernels: Kernels, ignore_index: int) -> tuple[Tensor, Tensor]:
+def cross_entropy_rows(
+    logits: Tensor, target: Tensor, kernels: Kernels, ignore_index: int
+) -> tuple[Tensor, Tensor]:
     """Losses [R] of [R, C] scores and their log-sum-exp [R]; an ignored row's loss is 0."""
     logits, target = logits.contiguous(), target.to(torch.int32).contiguous()
     rows, classes = logits.shape
@@ -18,7 +21,13 @@ def cross_entropy_rows(logits: Tensor, target: Tensor, kernels: Kernels, ignore_
     log_sum_exp = torch.empty(rows, dtype=torch.float32)
     kernel = getattr(kernels, f"cross_entropy_{SUFFIX[logits.dtype]}")
     kernel(
-        logits.data_ptr(), target.data_ptr(), rows, classes, ignore_index, loss.data_ptr(), log_sum_exp.data_ptr()
+        logits.data_ptr(),
+        target.data_ptr(),
+        rows,
+        classes,
+        ignore_index,
+        loss.data_ptr(),
+        log_sum_exp.data_ptr(),
     )
     return loss, log_sum_exp
 
@@ -42,7 +51,8 @@ def cross_entropy_rows_grad(
 def cross_entropy_grad(
     grad: Tensor, logits: Tensor, target: Tensor, *, reduction: int, ignore_index: int
 ) -> Tensor:
-    """In plain torch, any shape: softmax minus one-hot, times each row's share; classes are dimension 1, or 0 alone."""
+    """In plain torch, any shape: softmax minus one-hot, times each row's share; classes are dimension 1, or 0
+    alone."""
     classes = 1 if logits.dim() > 1 else 0
     labels = target.long().unsqueeze(classes)
     counted = labels != ignore_index

@@ -31,7 +31,8 @@ Result = Union[Name, tuple[Name, ...]]
 
 @dataclass
 class Emitter:
-    """Appends the instructions that compute operators; `carrier` maps a device dtype to the one that holds it."""
+    """Appends the instructions that compute operators; `carrier` maps a device dtype to the one that holds
+    it."""
 
     code: Code
     numerics: Numerics
@@ -66,7 +67,9 @@ class Emitter:
             return None
         value: Any = node.meta["val"]
         if node.target is aten.cross_entropy_loss.default and _is_row_loss(node):
-            loss, saved = self.code.emit_tuple(2, losses.cross_entropy_rows, *args[:2], self.kernels, _ignored(node))
+            loss, saved = self.code.emit_tuple(
+                2, losses.cross_entropy_rows, *args[:2], self.kernels, _ignored(node)
+            )
             self.saved[args[0], args[1]] = saved
             return self.settle(node, loss, value, 0)
         if node.target is ops.cross_entropy_grad and (args[1], args[2]) in self.saved:
@@ -207,11 +210,11 @@ def _all_half(node: fx.Node) -> bool:
 
 def _is_row_loss(node: fx.Node) -> bool:
     """cross_entropy_loss of [rows, classes] without class weights, reduction and smoothing."""
-    args = {name: value for name, value in zip(("x", "target", "weight", "reduction", "ignored", "smooth"), node.args)}
+    args = dict(zip(("x", "target", "weight", "reduction", "ignored", "smooth"), node.args))
     args |= {"weight": None, "smooth": 0.0, "reduction": 1} | args | dict(node.kwargs)
     logits: Any = node.args[0]
     rows = logits.meta["val"].dim() == 2
-    return rows and args["reduction"] == 0 and args["weight"] is None and not args["smooth"]
+    return bool(rows and args["reduction"] == 0 and args["weight"] is None and not args["smooth"])
 
 
 def _ignored(node: fx.Node) -> Any:
@@ -223,7 +226,7 @@ def _is_last_dimension(node: fx.Node) -> bool:
     value: Any = node.args[0].meta["val"]  # type: ignore[union-attr]
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
     keeps = node.args[2] if len(node.args) > 2 else node.kwargs.get("keepdim", False)
-    last = dim is not None and dim % max(value.dim(), 1) == value.dim() - 1  # type: ignore[operator]
+    last = dim is not None and dim % max(value.dim(), 1) == value.dim() - 1
     return last and not keeps and value.dim() > 1 and value.dtype in (torch.float16, torch.float32)
 
 

@@ -1,4 +1,5 @@
-"""The part of a program that runs per micro-batch, as a function; what no micro-batch changes is computed apart.
+"""The part of a program that runs per micro-batch, as a function; what no micro-batch changes is computed
+apart.
 
 prologue(run, variables) -> invariants        once per weight update: casts and slices of weights, constants
 body(run, (*variables, *invariants, *inputs)) -> (*outputs, *crossing)        once per micro-batch

@@ -1,8 +1,8 @@
 """Builds, caches and loads the C++ kernels; every kernel has a plain torch counterpart beside its caller.
 
-The library is compiled for this CPU with the compiler at hand and cached by the hash of its sources, flags and CPU.
-It is linked without an OpenMP library of its own: the symbols resolve to the one torch has loaded, so that both
-share one pool of threads.
+The library is compiled for this CPU with the compiler at hand and cached by the hash of its sources, flags
+and CPU. It is linked without an OpenMP library of its own: the symbols resolve to the one torch has loaded,
+so that both share one pool of threads.
 """
 
 from __future__ import annotations

@@ -93,7 +93,8 @@ def round_half(x: Tensor, kernels: Kernels | None) -> Tensor:
 
 
 def round_half_stochastic(x: Tensor, draws: Draws, op: int) -> Tensor:
-    """float32 x rounded to one of its two fp16 neighbours, with the probability of its distance; in place if dense.
+    """float32 x rounded to one of its two fp16 neighbours, with the probability of its distance; in place if
+    dense.
 
     x: [K * n, ...] or [K, ...] for K streams.
     """

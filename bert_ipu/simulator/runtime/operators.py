@@ -20,135 +20,36 @@ from bert_ipu.simulator.runtime.random import Draws
 aten = torch.ops.aten
 Function = Callable[..., Any]
 
-VIEWS = frozenset(
-    [
-        "alias",
-        "as_strided",
-        "chunk",
-        "diagonal",
-        "detach",
-        "expand",
-        "expand_as",
-        "flatten",
-        "getitem",
-        "movedim",
-        "narrow",
-        "permute",
-        "reshape",
-        "select",
-        "slice",
-        "split",
-        "split_with_sizes",
-        "squeeze",
-        "swapaxes",
-        "t",
-        "T",
-        "mT",
-        "tensor_split",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unsqueeze",
-        "view",
-        "view_as",
-        "contiguous",
-        "numpy_T",
-        "unfold",
-        "swapdims",
-        "moveaxis",
-        "real",
-        "_unsafe_view",
-        "view_copy",
-    ]
+
+def names(text: str) -> frozenset[str]:
+    """The words of a list of operator names."""
+    return frozenset(text.split())
+
+
+VIEWS = names(
+    "alias as_strided chunk diagonal detach expand expand_as flatten getitem movedim narrow permute reshape "
+    "select slice split split_with_sizes squeeze swapaxes t T mT tensor_split transpose unbind unflatten "
+    "unsqueeze view view_as contiguous numpy_T unfold swapdims moveaxis real _unsafe_view view_copy"
 )
 """Operators whose result may share memory with their first argument, and never needs rounding."""
 
-EXACT = VIEWS | frozenset(
-    [
-        "abs",
-        "amax",
-        "amin",
-        "argmax",
-        "argmin",
-        "cat",
-        "ceil",
-        "clamp",
-        "clamp_max",
-        "clamp_min",
-        "clone",
-        "constant_pad_nd",
-        "copy",
-        "embedding",
-        "eq",
-        "fill",
-        "flip",
-        "floor",
-        "full",
-        "full_like",
-        "gather",
-        "ge",
-        "gt",
-        "hardtanh",
-        "hardtanh_backward",
-        "index",
-        "index_select",
-        "le",
-        "lift_fresh_copy",
-        "logical_and",
-        "logical_not",
-        "logical_or",
-        "lt",
-        "masked_fill",
-        "max",
-        "max_pool1d",
-        "max_pool2d",
-        "maximum",
-        "min",
-        "minimum",
-        "ne",
-        "neg",
-        "nop",
-        "ones",
-        "ones_like",
-        "pad",
-        "relu",
-        "relu6",
-        "repeat",
-        "roll",
-        "round",
-        "scalar_tensor",
-        "scatter",
-        "select_backward",
-        "sign",
-        "slice_backward",
-        "sort",
-        "stack",
-        "threshold",
-        "threshold_backward",
-        "topk",
-        "tril",
-        "triu",
-        "trunc",
-        "where",
-        "zero",
-        "zeros",
-        "zeros_like",
-        "one_hot",
-        "new_zeros",
-        "new_full",
-        "new_ones",
-        "repeat_interleave",
-    ]
+EXACT = VIEWS | names(
+    "abs amax amin argmax argmin cat ceil clamp clamp_max clamp_min clone constant_pad_nd copy embedding eq "
+    "fill flip floor full full_like gather ge gt hardtanh hardtanh_backward index index_select le "
+    "lift_fresh_copy logical_and logical_not logical_or lt masked_fill max max_pool1d max_pool2d maximum min "
+    "minimum ne neg nop ones ones_like pad relu relu6 repeat roll round scalar_tensor scatter "
+    "select_backward sign slice_backward sort stack threshold threshold_backward topk tril triu trunc where "
+    "zero zeros zeros_like one_hot new_zeros new_full new_ones repeat_interleave"
 )
 """Operators whose results are fp16 values when their inputs are."""
 
-KEEPS_INT32 = VIEWS | frozenset(
-    "_to_copy add cat clamp div embedding eq full full_like gather index_select masked_fill maximum minimum mul ne neg "
-    "arange ones_like sub where zeros zeros_like".split()
+KEEPS_INT32 = VIEWS | names(
+    "_to_copy add cat clamp div embedding eq full full_like gather index_select masked_fill maximum minimum "
+    "mul ne neg arange ones_like sub where zeros zeros_like"
 )
 """Operators that return int32 where ATen gets int32."""
 
-CASTS = frozenset(["to", "_to_copy", "type_as", "half", "float", "bfloat16", "int", "long"])
+CASTS = names("to _to_copy type_as half float bfloat16 int long")
 
 
 def operator_name(target: Any) -> str:
@@ -226,8 +127,8 @@ def _bernoulli(draws: Draws, op: int, x: Tensor, p: float | Tensor | None = None
 
 
 def _exponential(draws: Draws, op: int, x: Tensor, rate: float = 1.0, **_: Any) -> Tensor:
-    drawn = _uniform_like(draws, op, x)
-    return torch.log(drawn).neg() / rate
+    drawn: Tensor = torch.log(_uniform_like(draws, op, x)).neg() / rate
+    return drawn
 
 
 def _randint(
@@ -397,7 +298,8 @@ IMPLEMENTATIONS: dict[Any, Function] = {
     aten.unsqueeze.default: torch.unsqueeze,
     aten.select.int: torch.select,
 }
-"""What runs in place of an operator; torch's own bindings where they are quicker to call than the overload."""
+"""What runs in place of an operator; torch's own bindings where they are quicker to call than the overload.
+"""
 
 
 def implementation(target: Any) -> Function:

@@ -14,7 +14,8 @@ from bert_ipu.simulator.runtime.settings import ExecutionSettings
 
 @dataclass
 class Collector:
-    """Gathers one output of a run, fetch by fetch; a fetch is one micro-batch of every replica, in replica order."""
+    """Gathers one output of a run, fetch by fetch; a fetch is one micro-batch of every replica, in replica
+    order."""
 
     spec: OutputSpec
     dtype: torch.dtype
@@ -42,7 +43,8 @@ class Collector:
         return self.mode != "every_n" or (fetch + 1) % self.period == 0
 
     def result(self) -> Tensor:
-        """What the user gets: micro-batches along dimension 0, 0-dimensional values stacked where there are several."""
+        """What the user gets: micro-batches along dimension 0, 0-dimensional values stacked where there are
+        several."""
         if len(self.kept) == 1:
             whole = self.kept[0]
         else:

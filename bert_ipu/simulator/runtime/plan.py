@@ -15,7 +15,13 @@ from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.batching import Batcher
 from bert_ipu.simulator.runtime.batching_rules import RULES, SUM_RULES
 from bert_ipu.simulator.runtime.lowering import Emitter
-from bert_ipu.simulator.runtime.micro import crossing_nodes, is_outer, normal_nodes, outer_nodes, written_variables
+from bert_ipu.simulator.runtime.micro import (
+    crossing_nodes,
+    is_outer,
+    normal_nodes,
+    outer_nodes,
+    written_variables,
+)
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.replication import Replication
 from bert_ipu.simulator.runtime.settings import ExecutionSettings

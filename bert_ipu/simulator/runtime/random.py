@@ -1,9 +1,9 @@
 """Random numbers that are a function of (seed, step, stream, operator, element), whatever the order of work.
 
 Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011) with the seed as key and
-(block, operator, stream, step) as counter.  A stream is one micro-batch of one replica, counted over all instances:
-batching, resuming and the number of instances change nothing.  `kernels/philox.hpp` is the same function in C++,
-and says how elements take the words of blocks.
+(block, operator, stream, step) as counter.  A stream is one micro-batch of one replica, counted over all
+instances: batching, resuming and the number of instances change nothing.  `kernels/philox.hpp` is the same
+function in C++, and says how elements take the words of blocks.
 """
 
 from __future__ import annotations

@@ -31,8 +31,9 @@ class Replication:
     divergent: set[str] = field(default_factory=set)
     """Variables of which each replica has its own value."""
     pooled: set[fx.Node] = field(default_factory=set)
-    """Sums over micro-batches that the update only reads through a reduction over all replicas, so that one sum
-    over the micro-batches of all replicas can stand for them: accumulators' new values, and crossing values."""
+    """Sums over micro-batches that the update only reads through a reduction over all replicas, so that one
+    sum over the micro-batches of all replicas can stand for them: accumulators' new values, and crossing
+    values."""
 
     def width(self, variable: str) -> int:
         """How many values of a variable there are."""
@@ -45,7 +46,8 @@ class Replication:
         return replica % (self.total // groups.size)
 
     def members(self, groups: ReplicaGroups) -> list[list[int]]:
-        """For each replica of this instance, the local replicas of its group; groups must not cross instances."""
+        """For each replica of this instance, the local replicas of its group; groups must not cross
+        instances."""
         owner = [self.group_of(groups, self.first + replica) for replica in range(self.local)]
         found = [[r for r in range(self.local) if owner[r] == group] for group in owner]
         assert all(len(members) == groups.size for members in found), "a replica group crosses instances"

@@ -1,6 +1,7 @@
 """The weight update: what a program runs after the last micro-batch, over all replicas of the instance.
 
-A value is one name where all replicas have the same, else one name per replica; `replica_reduce` makes one of many.
+A value is one name where all replicas have the same, else one name per replica; `replica_reduce` makes one of
+many.
 """
 
 from __future__ import annotations

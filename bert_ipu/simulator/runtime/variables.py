@@ -68,7 +68,8 @@ class VariableStore:
         return 1 if variable.groups is None else self.replication.total // variable.groups.size
 
     def read(self, name: str) -> Tensor:
-        """A copy for the host in the device's dtype: [groups, ...] with replica groups, else replica 0's value."""
+        """A copy for the host in the device's dtype: [groups, ...] with replica groups, else replica 0's
+        value."""
         variable = self._variable(name)
         values = self.values[name]
         if variable.groups is None or self.groups(variable) == 1:
