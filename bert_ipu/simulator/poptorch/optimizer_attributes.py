@@ -90,9 +90,8 @@ def optimizer_class(optimizer: torch.optim.Optimizer) -> tuple[type, str]:
     )
     if type(optimizer) not in own:
         logger.warning(
-            "Optimizer `%s` subclasses a class of poptorch.optim or torch.optim: its Python code does not "
-            "run, "
-            "PopART's own optimizer does.",
+            "Optimizer `%s` subclasses a class of poptorch.optim or torch.optim. Poptorch does not run Python "
+            "optimizer code directly: PopART's own optimizer runs, whatever the subclass changes.",
             type(optimizer).__name__,
         )
     return found[1], _kind(optimizer, found[2])
