@@ -22,7 +22,7 @@ from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
-from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, describe, left_on_cpu
+from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, DynamicShapeError, describe, left_on_cpu
 from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
@@ -281,7 +281,7 @@ class Capture:
             with self.program.fake_mode:
                 return func(*args, **kwargs)
         except DynamicOutputShapeException as error:
-            raise poptorch_error(
+            raise DynamicShapeError(
                 f"{describe(func, self.origin)} has a result whose shape depends on its input's values. "
                 "Shapes on the IPU are static: use masks or `torch.where` and a fixed size instead."
             ) from error

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 import torch
 from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensor
 
-from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.errors import Error, poptorch_error
 from bert_ipu.simulator.graph.aliases import View
 from bert_ipu.simulator.graph.ir import IpuOp
 from bert_ipu.simulator.graph.sources import Origin
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 IPU = torch.device("ipu", 0)
 CPU = torch.device("cpu")
+
+
+class DynamicShapeError(Error, DynamicOutputShapeException):
+    """A shape that depends on values: torch's own exception for it, and one of PopTorch's errors."""
 
 
 class CapturedTensor(torch.Tensor):
