@@ -113,11 +113,13 @@ def _normal_means(draws: Draws, op: int, mean: Any, std: Any = 1.0, size: Any = 
     """torch.normal with tensors or a size: mean + std x a standard normal draw."""
     if size is not None:
         shape = tuple(size)
-        return random.normal(shape, draws, op, torch.device("cpu")).squeeze(0) * std + mean
+        drawn: Tensor = random.normal(shape, draws, op, torch.device("cpu")).squeeze(0) * std + mean
+        return drawn
     like = mean if isinstance(mean, Tensor) else std
     if isinstance(mean, Tensor) and isinstance(std, Tensor):
         like = mean + std
-    return _normal_like(draws, op, like) * std + mean
+    shifted: Tensor = _normal_like(draws, op, like) * std + mean
+    return shifted
 
 
 def _bernoulli(draws: Draws, op: int, x: Tensor, p: float | Tensor | None = None, **_: Any) -> Tensor:
