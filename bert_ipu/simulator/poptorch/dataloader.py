@@ -147,12 +147,16 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             **kwargs,
         )
         if mode != DataLoaderMode.Sync:
-            async_options = async_options or {}
-            assert "rebatched_size" not in async_options, (
-                "You cannot use DataLoaderMode.AsyncRebatched and manually specify the rebatched_size in "
-                "async_options"
-            )
-            self._accessor = AsynchronousDataAccessor(self, **async_options, rebatched_size=rebatched_size)
+            self._accessor = self._start_accessor(async_options or {}, rebatched_size)
+
+    def _start_accessor(
+        self, async_options: dict[str, Any], rebatched_size: int | None
+    ) -> AsynchronousDataAccessor:
+        assert "rebatched_size" not in async_options, (
+            "You cannot use DataLoaderMode.AsyncRebatched and manually specify the rebatched_size "
+            "in async_options"
+        )
+        return AsynchronousDataAccessor(self, **async_options, rebatched_size=rebatched_size)
 
     def _set_batch_sizes(self, batch_size: int | None) -> None:
         options = self._options

@@ -90,7 +90,7 @@ def optimizer_class(optimizer: torch.optim.Optimizer) -> tuple[type, str]:
     )
     if type(optimizer) not in own:
         logger.warning(
-            "Optimizer `%s` subclasses a class of poptorch.optim or torch.optim. Poptorch does not run Python "
+            "Optimizer `%s` subclasses one of poptorch.optim or torch.optim. Poptorch does not run Python "
             "optimizer code directly: PopART's own optimizer runs, whatever the subclass changes.",
             type(optimizer).__name__,
         )
