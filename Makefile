@@ -17,7 +17,7 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt
 	touch $@
 
 native: $(VENV)/.ready
-	@$(PY) -m bert_ipu.simulator.native
+	@$(PY) bert_ipu/simulator/native/build.py
 
 demo: setup  ## prepare the sample, pretrain to 99%, fine-tune, answer a question
 	$(PY) demo.py

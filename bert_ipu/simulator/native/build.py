@@ -1,25 +1,40 @@
-"""Build the C++ runtime of `simulator/csrc`, and libraries of custom ops, with plain g++.
+"""Build the simulator's C++ with plain g++: the custom-op runtime, libraries of custom ops, the kernels.
 
-Everything is cached under `build/simulator/<hash of the sources>`, so the first call takes a minute and later
-calls take milliseconds. CMake users have `simulator/csrc/CMakeLists.txt`, which builds the same thing.
+    python bert_ipu/simulator/native/build.py [FOLDER]
+
+builds the runtime and the kernels ahead of their first use.  Everything is cached under the hash of its
+sources, so the first call takes a minute and later calls take milliseconds.  CMake users have
+`csrc/CMakeLists.txt`, which builds the same runtime.  This file needs the standard library only: `setup.py`
+runs it where torch is not there yet.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-CSRC = Path(__file__).resolve().parents[1] / "csrc"
+SIMULATOR = Path(__file__).resolve().parents[1]
+CSRC = SIMULATOR / "csrc"
+KERNELS = SIMULATOR / "runtime" / "kernels"
+PREBUILT = SIMULATOR / "built"
+"""What `pip install` built; empty in a checkout."""
 INCLUDE = CSRC / "include"
 RUNTIME_NAME = "libbert_ipu_popemu.so"
 SDK_LIBRARIES = ("popart", "poplar", "popops", "poplin", "popnn", "poputil", "poprand", "popsparse")
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", *WARNINGS)
+# Compiled for this very CPU; linked without an OpenMP library of their own, to share torch's threads.
+KERNEL_FLAGS = (
+    "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno",
+    "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized",
+)  # fmt: skip
 CODELET_COMPILER_VARIABLE = "BERT_IPU_CXX"
 CACHE_VARIABLE = "BERT_IPU_BUILD_DIR"
 # Added to every compile and link, e.g. -fsanitize=address.
@@ -36,16 +51,27 @@ def compiler() -> str:
     path = shutil.which(name)
     if path is None:
         raise BuildError(
-            f"custom ops need a C++ compiler, and {name!r} is not on PATH; "
+            f"the simulator's C++ parts need a C++ compiler, and {name!r} is not on PATH; "
             f"install g++ 12 or newer, or name one in {CODELET_COMPILER_VARIABLE}"
         )
     return path
 
 
 def cache_root() -> Path:
-    """The folder builds are cached in: $BERT_IPU_BUILD_DIR, or build/simulator in the checkout."""
+    """Where builds are cached: $BERT_IPU_BUILD_DIR, build/simulator of a checkout, or the user's cache."""
     override = os.environ.get(CACHE_VARIABLE)
-    return Path(override) if override else CSRC.parents[2] / "build" / "simulator"
+    if override:
+        return Path(override)
+    checkout = SIMULATOR.parents[1]
+    if (checkout / "pyproject.toml").exists():
+        return checkout / "build" / "simulator"
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bert_ipu"
+
+
+def _cached(relative: Path) -> Path:
+    """Where a build is, or is to be: what `pip install` built where it did, else in the cache."""
+    prebuilt = PREBUILT / relative
+    return prebuilt if prebuilt.exists() else cache_root() / relative
 
 
 def build_runtime(jobs: int | None = None) -> Path:
@@ -56,10 +82,10 @@ def build_runtime(jobs: int | None = None) -> Path:
     """
     flags = _extra_flags()
     sources = sorted((CSRC / "src").glob("*.cpp"))
-    folder = cache_root() / _digest([*sources, *_headers()], [*RUNTIME_FLAGS, *flags])
-    library = folder / RUNTIME_NAME
+    library = _cached(Path(_digest([*sources, *_headers()], [*RUNTIME_FLAGS, *flags])) / RUNTIME_NAME)
     if library.exists():
         return library
+    folder = library.parent
     folder.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(jobs or os.cpu_count() or 1) as pool:
         objects = list(pool.map(lambda source: _compile_object(source, flags), sources))
@@ -108,6 +134,38 @@ def compile_library(
     return output
 
 
+def build_kernels() -> Path:
+    """Build the kernels of `runtime/kernels` for this CPU, once per version, and return the library's path.
+
+    Raises BuildError where there is no compiler, or with its words where it refuses a source.
+    """
+    files = sorted(KERNELS.glob("*.[ch]pp"))
+    key = _digest(files, [*KERNEL_FLAGS, platform.machine(), _cpu_flags()])
+    library = _cached(Path(f"kernels-{key}.so"))
+    if library.exists():
+        return library
+    folder = library.with_suffix(f".{os.getpid()}.objects")
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def compiled(source: Path) -> Path:
+        target = folder / f"{source.stem}.o"
+        _run_into([compiler(), *KERNEL_FLAGS, "-c", str(source)], target)
+        return target
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        objects = list(pool.map(compiled, [file for file in files if file.suffix == ".cpp"]))
+    _run_into([compiler(), "-shared", *map(str, objects)], library)
+    shutil.rmtree(folder, ignore_errors=True)
+    return library
+
+
+def _cpu_flags() -> str:
+    """What -march=native depends on, so that a cache on a shared disk serves several kinds of machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+
+
 def _extra_flags() -> list[str]:
     return os.environ.get(FLAGS_VARIABLE, "").split()
 
@@ -145,9 +203,25 @@ def _write_atomically(path: Path, text: str) -> None:
 
 
 def _digest(files: Iterable[Path], words: Iterable[str]) -> str:
-    digest = hashlib.sha256(compiler().encode())
+    digest = hashlib.sha256()
     for word in words:
         digest.update(word.encode() + b"\0")
     for file in files:
         digest.update(file.name.encode() + b"\0" + file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def main(arguments: list[str]) -> int:
+    """Build everything, into FOLDER where one is named; without a compiler, say so and succeed."""
+    if arguments:
+        os.environ[CACHE_VARIABLE] = arguments[0]
+    try:
+        for what, build in (("custom-op runtime", build_runtime), ("kernels", build_kernels)):
+            print(f"{what}: {build()}")
+    except BuildError as error:
+        print(f"C++ parts are not built, plain torch will run instead: {error}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
