@@ -15,6 +15,7 @@ from typing import Any, Optional
 import torch
 from torch import fx
 
+from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import PLACEMENT, Program, Role
 
 aten = torch.ops.aten
@@ -46,7 +47,7 @@ def requires_grad(program: Program) -> set[fx.Node]:
 
 
 def _differentiable(node: fx.Node) -> bool:
-    drawn = "random" in node.meta and node.target is not aten.dropout.default
+    drawn = "random" in node.meta and node.target not in (aten.dropout.default, ops.custom_op)
     if node.meta.get("no_grad") or node.target in STOPPING or drawn:
         return False
     value = node.meta["val"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.native.build import INCLUDE, BuildError, build_runtime, compiler
 
 API_VERSION = 1
@@ -32,8 +33,11 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _NARROWED = {torch.int64: torch.int32, torch.float64: torch.float32}
 
 
-class CustomOpError(RuntimeError):
+class CustomOpError(Error):
     """A custom op, pattern or codelet failed; the message names it and says how."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "custom_op")
 
 
 @cache
