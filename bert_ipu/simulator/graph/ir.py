@@ -82,8 +82,6 @@ class ScalarSource:
 
     formula: str
     group: int
-    weights: list[str] = field(default_factory=list)
-    """The parameters whose update reads it: PopART has one such scalar for each."""
 
 
 @dataclass
@@ -232,18 +230,6 @@ class Program:
     def node_of(self, variable: str) -> Optional[fx.Node]:
         """The placeholder of a variable, None where the program does not use it."""
         return self._variable_nodes.get(variable)
-
-    def scalar_names(self) -> dict[str, str]:
-        """PopART's names of the optimizer's scalars, one for each weight, and each one's variable."""
-        names = {}
-        for variable, source in self.scalars.items():
-            if source.weights:
-                names.update(
-                    {f"{source.formula}___specific___{weight}": variable for weight in source.weights}
-                )
-            else:
-                names[variable] = variable
-        return names
 
     # -- editing -------------------------------------------------------------------------------
 

@@ -175,17 +175,17 @@ class Updates:
     """The accumulators of this micro-batch loop, and their values after it."""
 
     def scalar(self, formula: str, weight: fx.Node) -> Scalar:
-        """A weight's hyper-parameter: a number where it is constant, else a SCALAR variable's node."""
+        """A weight's hyper-parameter: a number where it is constant, else a SCALAR variable of its own."""
         group = self._group(weight)
         values = _Values(self.spec, group, self.reduction)
         value = FORMULAS[formula](values)
         if values.constant:
             return value
-        name = LOSS_SCALING if formula == "lossScaling" else f"{formula}___group{group}"
+        specific = f"{formula}___specific___{weight.meta['variable']}"
+        name = LOSS_SCALING if formula == "lossScaling" else specific
         if name not in self.program.scalars:
             self.program.scalars[name] = ScalarSource(formula, group)
             self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=value))
-        self.program.scalars[name].weights.append(weight.meta["variable"])
         node = self.program.node_of(name)
         assert node is not None, f"{name} was just entered"
         return node

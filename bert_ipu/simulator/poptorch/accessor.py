@@ -10,7 +10,7 @@ import pickle
 import tempfile
 import time
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,16 @@ from .structure import getCustomParser, reconstructTensorStructure
 
 _ALL_ROWS = -1
 _END = 0
+
+_LONGEST_PAUSE_S = 4e-3
+
+
+def _pauses(first: float) -> Iterator[float]:
+    """Seconds to wait between looks at the ring: growing, so that a long wait costs little."""
+    pause = first
+    while True:
+        yield pause
+        pause = max(first, min(2 * pause, _LONGEST_PAUSE_S))
 
 
 class _Command(enum.Enum):
@@ -156,7 +166,7 @@ class _Loader:
         self._load()
         loading = self._settings.early_preload
         while True:
-            command = self._commands.recv() if not loading or self._commands.poll() else None
+            command = self._commands.recv() if self._is_commanded(0 if loading else None) else None
             if command == _Command.STOP:
                 return
             if command == _Command.RESET:
@@ -223,11 +233,20 @@ class _Loader:
 
     def _slot_is_free(self) -> bool:
         """Wait for the reader to empty the slot; False if a command came first."""
+        pauses = _pauses(self._settings.miss_sleep_s)
         while self._ring.is_full():
-            if self._commands.poll():
+            if self._is_commanded(next(pauses)):
                 return False
-            time.sleep(self._settings.miss_sleep_s)
         return True
+
+    def _is_commanded(self, timeout: float | None) -> bool:
+        """Wait for a command; raises EOFError when the reader's process has gone."""
+        parent = multiprocessing.parent_process()
+        assert parent is not None, "the loader has a process of its own"
+        ready = wait([self._commands, parent.sentinel], timeout)
+        if parent.sentinel in ready:
+            raise EOFError("the reader's process has gone")
+        return bool(ready)
 
 
 def _worker_main(
@@ -258,6 +277,7 @@ class _Worker:
 
     def __init__(self, dataset: Any, settings: _Settings, sharing_strategy: SharingStrategy) -> None:
         self._settings = settings
+        self._owner = os.getpid()
         self._started = False
         self._used = False
         self._held: int | None = None
@@ -321,9 +341,10 @@ class _Worker:
         """The next batch; raises StopIteration at the end of the epoch."""
         self.release()
         ring = self._data_buffers
+        pauses = _pauses(1e-5)
         while not ring.is_full():
             assert self._process.exitcode is None, "An error occurred in the data fetcher"
-            time.sleep(1e-5)
+            time.sleep(next(pauses))
         self._used = True
         if self._at_end():
             raise StopIteration
@@ -340,7 +361,9 @@ class _Worker:
         self._held = None
 
     def terminate(self) -> None:
-        """Stop the process; it gets ten seconds to finish what it does."""
+        """Stop the process; it gets ten seconds to finish what it does. A fork of the reader leaves it alone."""
+        if self._owner != os.getpid():
+            return
         with contextlib.suppress(OSError):  # it may have stopped by itself
             self._commands.send(_Command.STOP)
         self._process.join(timeout=10)
@@ -387,14 +410,14 @@ class AsynchronousDataAccessor:
             buffer_size, miss_sleep_time_in_ms / 1000, load_indefinitely, early_preload, rebatched_size
         )
         self._worker = _Worker(dataset, settings, sharing_strategy)
-        atexit.register(self.terminate)
+        atexit.register(self._worker.terminate)  # not our own method, which would keep us alive until then
 
     def terminate(self) -> None:
         """Stop the worker process."""
         if self._worker is not None:
+            atexit.unregister(self._worker.terminate)
             self._worker.terminate()
             self._worker = None
-            atexit.unregister(self.terminate)
 
     def __del__(self) -> None:
         self.terminate()

@@ -9,8 +9,8 @@ import torch
 
 from ..graph import capture
 from ..graph import ops as ipu
+from ..graph.dtypes import device_dtype
 from . import recording
-from .ops import device_dtype
 
 
 class CPU:

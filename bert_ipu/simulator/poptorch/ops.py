@@ -9,6 +9,7 @@ import torch
 
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph import ops as ipu
+from ..graph.dtypes import device_dtype
 from . import recording
 from .ctc import beam_search
 from .enums import MatMulSerializationMode, OverlapMode
@@ -142,6 +143,13 @@ def _check_int(value: Any, what: str) -> None:
 
 
 def _rows(start: Tensor, size: int, step: int) -> Tensor:
+    if size == 0:
+        raise poptorch_error("The start and end of a slice must be different.")
+    if size < 0:
+        raise poptorch_error(
+            "Taking a slice of a tensor with the end less than the start is not supported. "
+            f"(The size is {size})"
+        )
     if start.dtype not in (torch.int64, torch.int32, torch.int16):
         raise poptorch_error("Expected integer typed start tensor")
     return start.reshape(-1)[:1] + torch.arange(0, size, step, dtype=start.dtype, device=start.device)
@@ -154,7 +162,12 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
     _check_tensor(start, "Slice start argument to dynamic_slice must be a torch.tensor.")
     _check_int(size, "Size")
     _check_int(step, "Step")
-    return torch.index_select(tensor, dim, _rows(start, size, step))
+    rows = _rows(start, size, step)
+    if is_recording() and tensor.shape[dim] % size:
+        raise poptorch_error(
+            f"The size of the slice ({size}) must be a factor of the slicing dimension ({tensor.shape[dim]})."
+        )
+    return torch.index_select(tensor, dim, rows)
 
 
 def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: int) -> Tensor:
@@ -168,9 +181,10 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
         raise poptorch_error(
             f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})"
         )
-    if input.dtype != src.dtype:
-        raise poptorch_error(f"input and src tensor must have same dtype. ({input.dtype} vs {src.dtype})")
-    return torch.index_copy(input, dim, _rows(start, size, 1).long(), src)
+    wanted, given = (device_dtype(t.dtype) if is_recording() else t.dtype for t in (input, src))
+    if wanted != given:
+        raise poptorch_error(f"input and src tensor must have same dtype. ({wanted} vs {given})")
+    return torch.index_copy(input, dim, _rows(start, size, 1).long(), src.to(input.dtype))
 
 
 def recomputationCheckpoint(*tensors: Any) -> Any:
@@ -263,11 +277,6 @@ def custom_op(
         host_dtypes=tuple(example.dtype for example in examples),
     )
     return list(outputs)
-
-
-def device_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The IPU's dtype for a tensor of the host's."""
-    return {torch.int64: torch.int32, torch.float64: torch.float32}.get(dtype, dtype)
 
 
 def _check_attributes(attributes: dict[str, Any]) -> None:

@@ -120,6 +120,11 @@ def _is_closed(chain: AdamChain, last: fx.Node, rounds: bool) -> bool:
     return not rounds or all(node.meta["val"].dtype == torch.float32 for node in states)
 
 
+def _correction(beta: float, count: float) -> float:
+    """1 - beta^count; torch's power, as Python's is complex, or raises, for states that the host made up."""
+    return 1.0 - float(torch.tensor(beta, dtype=torch.float64).pow(count))
+
+
 def adam_kernel(kernels: Kernels, lamb: bool, corrected: bool) -> Callable[..., Tensor]:
     """A function (weight, gradient, first, second, step, factor, ...) that updates all of them in place."""
     chosen = {
@@ -134,7 +139,7 @@ def adam_kernel(kernels: Kernels, lamb: bool, corrected: bool) -> Callable[..., 
         b1, b2 = float(beta1), float(beta2)
         scalars = AdamScalars(
             float(factor), b1, b2, float(eps), float(decay), float(rate),
-            1.0 - b1**count if corrected else 1.0, 1.0 - b2**count if corrected else 1.0,
+            _correction(b1, count) if corrected else 1.0, _correction(b2, count) if corrected else 1.0,
             math.inf if max_weight_norm is None else float(max_weight_norm),
         )  # fmt: skip
         gradient = gradient.contiguous()
