@@ -153,9 +153,7 @@ def test_a_step_runs_through_at_most_ten_modules(
 
 
 @pytest.mark.parametrize("changes", [
-    pytest.param(
-        {"optim__auto_loss_scaling": True, "optim__loss_scaling": 1.0},
-        marks=pytest.mark.xfail(reason="the simulator has no automatic loss scaling yet", strict=True)),
+    {"optim__auto_loss_scaling": True, "optim__loss_scaling": 1.0},
     {"ipu__embedding_serialization_factor": 2, "ipu__replicated_tensor_sharding": True,
      "ipu__replication_factor": 2},
     {"data__dataset": "generated", "data__max_sequences_per_pack": 2, "ipu__half_partials": False},

@@ -22,6 +22,7 @@ from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.ir import (
     InputSpec,
     OutputSpec,
+    Pass,
     Program,
     Reduction,
     ReplicaGroups,
@@ -29,6 +30,7 @@ from bert_ipu.simulator.graph.ir import (
     ScalarSource,
     Variable,
 )
+from bert_ipu.simulator.graph.loss_scaling import AutomaticLossScaling, adapt_scale, add_loss_scale_update
 from bert_ipu.simulator.graph.losses import final_loss
 from bert_ipu.simulator.graph.optimizers import (
     LOSS_SCALING,
@@ -41,8 +43,8 @@ from bert_ipu.simulator.graph.optimizers import (
 
 aten = torch.ops.aten
 
-Patterns = Callable[[Program], None]
-"""Rewrites a program to a fixed point; run at the three places of PopART."""
+Patterns = Callable[[Program, Pass], None]
+"""Rewrites a program to a fixed point; run at the three places of PopART, after the pass it is told."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ class CompileRequest:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: bool = False
     optimizer: Optional[OptimizerSpec] = None
+    loss_scaling: Optional[AutomaticLossScaling] = None
+    """Where the device adapts the loss scale; the optimizer's must not be constant then."""
     reduction: Reduction = field(default_factory=Reduction)
     groups: Mapping[str, ReplicaGroups] = field(default_factory=dict)
     """Parameters and buffers that differ between replicas, by name."""
@@ -87,19 +91,23 @@ def compile_program(request: CompileRequest) -> Program:
     program.reduction = request.reduction
     writes = _capture(request, program)
     patterns = request.patterns or _no_patterns
-    patterns(program)
+    patterns(program, "forward")
+    writes = [(name, program.latest(node)) for name, node in writes]
     found: dict[str, fx.Node] = {}
     if request.training:
         program.loss = final_loss(program)
         found = _add_backward(request, program)
-        patterns(program)
+        patterns(program, "backward")
+        found = {name: program.latest(node) for name, node in found.items()}
     _add_writes(program, writes)
     _add_anchors(program, request.anchors)
     if request.training and request.optimizer is not None:
         updates = Updates(program, request.optimizer, request.reduction)
         check_supported(request.optimizer)
         add_updates(updates, found)
-        patterns(program)
+        if request.loss_scaling is not None:
+            add_loss_scale_update(program, request.loss_scaling, request.reduction)
+        patterns(program, "optimizer")
     program.prune()
     program.validate()
     return program
@@ -111,8 +119,8 @@ def optimizer_scalars(program: Program, described: Mapping[str, Any]) -> dict[st
     return scalar_values(spec, program.reduction, program.scalars)
 
 
-def _no_patterns(program: Program) -> None:
-    pass
+def _no_patterns(program: Program, after: Pass) -> None:
+    """No library with patterns is loaded."""
 
 
 # -- capture -----------------------------------------------------------------------------------
@@ -262,6 +270,7 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
     spec = request.optimizer
     scale = 1.0 if spec is None else spec.loss_scaling.value
     variable_scale = spec is not None and not spec.loss_scaling.constant
+    assert variable_scale or request.loss_scaling is None, "automatic loss scaling varies the loss scale"
 
     def seed(backward: Backward) -> fx.Node:
         value = loss.meta["val"]
@@ -270,7 +279,10 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
         )
         if not variable_scale:
             return made
-        return backward.cast(backward.emit(aten.mul.Tensor, made, _loss_scaling(program, scale)), value.dtype)
+        factor = _loss_scaling(program, scale)
+        if request.loss_scaling is not None:
+            factor = adapt_scale(program, factor)
+        return backward.cast(backward.emit(aten.mul.Tensor, made, factor), value.dtype)
 
     found = differentiate(program, loss, seed, _rule_of)
     for name, node in found.items():

@@ -25,6 +25,10 @@ def _loss(value: torch.Tensor, *, reduction: str) -> torch.Tensor:
     return torch.empty_like(value) if reduction == "none" else value.new_empty(())
 
 
+def _bins(value: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return torch.empty(2, dtype=torch.int32, device=value.device)
+
+
 Declared = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 """Shapes and dtypes of an operator's results."""
 
@@ -67,6 +71,12 @@ custom_op_grad = IpuOp("custom_op_grad", _declared)
 """(*inputs, name, domain, version, attributes, outputs, live_outputs, index): the custom op's index-th
 gradient operator, where the loss depends on `live_outputs`; `inputs` are in the order of its sources."""
 
+pattern_op = IpuOp("pattern_op", _declared)
+"""(*inputs, compiled, outputs): a tuple, by the `CompiledOp` of an operator that a pattern put in."""
+
+pattern_update = IpuOp("pattern_update", _same, mutates=(0,))
+"""(variable, *inputs, compiled): the same, of an operator that changes its first input in place."""
+
 cpu_op = IpuOp("cpu_op", _declared, effect=True)
 """(*inputs, function, outputs): a tuple computed by a Python callable on the host."""
 
@@ -101,6 +111,9 @@ replica_reduce = IpuOp("replica_reduce", _same)
 """(x, *, reduction, groups): "sum" | "mean" over all replicas of all instances, or over the replicas that
 share a value (`groups`: ReplicaGroups or None)."""
 
+histogram = IpuOp("histogram", _bins)
+"""(x, *, edge): how many elements have |x| < edge, and how many have not (NaN included); int32 [2]."""
+
 # -- optimizers (outer context) ----------------------------------------------------------------
 
 sgd0_var_update = IpuOp("sgd0_var_update", _same, mutates=(0,))
@@ -134,3 +147,8 @@ g / sqrt(accl1 + eps) in TensorFlow's variant (`tf`)."""
 
 scaled_var_update = IpuOp("scaled_var_update", _same, mutates=(0,))
 """(w, x, lr, wd, *, lr_in_updater): (1 - lr wd) w - lr x, or (1 - lr wd) w - x where x has the rate in it."""
+
+loss_scale_update = IpuOp("loss_scale_update", _same, mutates=(0,))
+"""(factor, statistics [lower, upper], counter or None, *, proportion, period): factor / 2 where
+upper > lower proportion / (1 - proportion), else 2 factor; factor itself where `period` does not divide the
+counter."""

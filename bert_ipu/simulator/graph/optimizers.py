@@ -15,7 +15,7 @@ import torch
 from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph import loss_scaling, ops
 from bert_ipu.simulator.graph.ir import PLACEMENT, Program, Reduction, Role, ScalarSource, Variable
 
 aten = torch.ops.aten
@@ -173,6 +173,8 @@ class Updates:
     reduction: Reduction
     _accumulated: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """The accumulators of this micro-batch loop, and their values after it."""
+    _adapted: dict[str, fx.Node] = field(default_factory=dict)
+    """Scalars divided by the factor of automatic loss scaling."""
 
     def scalar(self, formula: str, weight: fx.Node) -> Scalar:
         """A weight's hyper-parameter: a number where it is constant, else a SCALAR variable of its own."""
@@ -188,7 +190,17 @@ class Updates:
             self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=value))
         node = self.program.node_of(name)
         assert node is not None, f"{name} was just entered"
-        return node
+        return self._adapt(name, formula, node)
+
+    def _adapt(self, name: str, formula: str, scalar: fx.Node) -> fx.Node:
+        """A scalar that undoes the loss scaling undoes the device's own part of it too."""
+        factor = self.program.node_of(loss_scaling.FACTOR)
+        if factor is None or formula not in loss_scaling.SCALED_INVERSELY:
+            return scalar
+        if name not in self._adapted:
+            outer = formula != "dampeningScaleFactor1" or self.reduction.accumulation == 1
+            self._adapted[name] = self.emit(aten.div.Tensor, scalar, factor, like=scalar, outer=outer)
+        return self._adapted[name]
 
     def state(self, prefix: str, weight: fx.Node, dtype: torch.dtype, **options: Any) -> fx.Node:
         """A new optimizer state of a weight's shape (or `shape`), under PopART's name for it."""

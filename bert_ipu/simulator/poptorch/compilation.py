@@ -11,14 +11,17 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..compiler import Anchor, CompileRequest, compile_program
-from ..errors import SimulatorUnsupported, poptorch_error
+from ..compiler import Anchor, CompileRequest, Patterns, compile_program
+from ..errors import poptorch_error
 from ..graph import capture
 from ..graph.annotations import Placement
 from ..graph.captured import CapturedTensor
 from ..graph.ir import Reduction, ReplicaGroups
+from ..graph.loss_scaling import AutomaticLossScaling
 from ..graph.optimizers import OptimizerSpec
+from ..graph.patterns import PatternPass
 from ..installation import current_params
+from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
 from ..runtime import collectives
 from ..runtime.engine import Executable
 from ..runtime.settings import ExecutionSettings
@@ -84,10 +87,6 @@ def compile_model(subject: Subject) -> Compiled:
     """Capture and compile. Raises what the forward raises, and Error for what the IPU cannot do."""
     options = subject.options
     session_options.validate(options.toDict())
-    if options._Popart.options.get("automaticLossScalingSettings.enabled"):
-        raise SimulatorUnsupported(
-            "Options.Training.setAutomaticLossScaling", "set the optimizer's loss_scaling instead."
-        )
     progress = options._progress_bar if options._show_compilation_progress_bar else _no_progress
     progress(0, 3)
     captured = _Captured(subject.model, subject.inputs)
@@ -217,13 +216,23 @@ def _request(subject: Subject, captured: _Captured) -> CompileRequest:
         args=tuple(subject.inputs.tensors()),
         training=subject.training,
         optimizer=optimizer,
+        loss_scaling=_automatic_loss_scaling(options) if optimizer is not None else None,
         reduction=_reduction(options),
         groups=_replica_groups(subject),
         anchors=tuple(
             Anchor(short, long, _MODES[mode], period)
             for short, (long, _, mode, period) in options.anchored_tensors.items()
         ),
+        patterns=_patterns(options),
     )
+
+
+def _patterns(options: Options) -> Patterns | None:
+    """The patterns of loaded custom-op libraries, as the options switch them; None where none is loaded."""
+    if not native_runtime_is_loaded():
+        return None
+    popart = options._Popart.options
+    return PatternPass(popart.get("patterns", {}), popart.get("patterns_level", 2))
 
 
 def _reduction(options: Options) -> Reduction:
@@ -233,6 +242,31 @@ def _reduction(options: Options) -> Reduction:
         replicas=options.replication_factor * options.Distributed.numProcesses,
         mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
         running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
+    )
+
+
+def _automatic_loss_scaling(options: Options) -> AutomaticLossScaling | None:
+    """PopART's settings under PopART's names, where automatic loss scaling is enabled."""
+    prefix = "automaticLossScalingSettings."
+    given = {
+        name[len(prefix) :]: value
+        for name, value in options._Popart.options.items()
+        if name.startswith(prefix)
+    }
+    if not given.pop("enabled", False):
+        return None
+    tracking = given.get("gradientTensorTrackingMethod", 0)
+    if tracking == 2:
+        raise poptorch_error(
+            "automaticLossScalingSettings.gradientTensorTrackingMethod is 2, gradients of tensors that the user "
+            "names in toTrackTensors, which PopTorch has no option for: set it to 0 (all) or 1 (of matrix "
+            "multiplications and convolutions)."
+        )
+    return AutomaticLossScaling(
+        bin_edge=given.get("binEdgeLocation", 0.125),
+        proportion=given.get("thresholdUpperCountProportion", 1e-7),
+        period=given.get("updatePeriod", 1),
+        matmuls_only=tracking == 1,
     )
 
 

@@ -120,6 +120,8 @@ def why_not(program: Program, replication: Replication, numerics: Numerics) -> s
                 return f"{node} rounds to fp16 at each micro-batch"
             if any(user not in _chain(node) and not is_outer(user) for user in node.users):
                 return f"{node} is read inside a micro-batch"
+        if node.target is ops.histogram:
+            return f"{node} counts the gradients of each micro-batch"
         if getattr(node.target, "effect", False) and node.target is not ops.custom_op:
             return f"{node} has an effect outside the program"
         if (

@@ -279,6 +279,8 @@ IMPLEMENTATIONS: dict[Any, Function] = {
     ops.adam_var_update: optimizer_ops.adam_var_update,
     ops.rmsprop_updater: optimizer_ops.rmsprop_updater,
     ops.scaled_var_update: optimizer_ops.scaled_var_update,
+    ops.histogram: optimizer_ops.histogram,
+    ops.loss_scale_update: optimizer_ops.loss_scale_update,
     aten.empty.memory_format: _uninitialised,
     aten.empty_like.default: _uninitialised_like,
     aten.new_empty.default: lambda x, size, **kwargs: _uninitialised(

@@ -151,3 +151,19 @@ def rmsprop_updater(g: Tensor, accl1: Tensor, accl2: Tensor | None, eps: Scalar,
 
 def scaled_var_update(w: Tensor, x: Tensor, lr: Scalar, wd: Scalar, *, lr_in_updater: bool) -> Tensor:
     return w.mul_(1 - lr * wd).sub_(x.to(w.dtype) if lr_in_updater else x.to(w.dtype) * lr)
+
+
+def histogram(x: Tensor, *, edge: float) -> Tensor:
+    lower = (x.abs() < edge).sum(dtype=torch.int32)
+    return torch.stack([lower, x.numel() - lower])
+
+
+def loss_scale_update(
+    factor: Tensor, statistics: Tensor, counter: Tensor | None, *, proportion: float, period: int
+) -> Tensor:
+    if counter is not None and int(counter) % period:
+        return factor
+    lower, upper = statistics.tolist()
+    # With a proportion of 1 no share of large gradients is too large.
+    too_large = proportion < 1 and upper > lower * proportion / (1 - proportion)
+    return factor.mul_(0.5 if too_large else 2.0)
