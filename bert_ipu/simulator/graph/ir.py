@@ -160,6 +160,29 @@ class OutputSpec:
     period: int = 1
 
 
+@dataclass(frozen=True)
+class OperatorSummary:
+    """An operator that a pattern removed or added, as PopART has it."""
+
+    type: str
+    inputs: tuple[tuple[int, ...], ...]
+    """Shapes of its inputs."""
+    output: tuple[int, ...]
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True)
+class PatternChange:
+    """One application of a custom-op pattern."""
+
+    pattern: str
+    matched: str
+    """PopART's type of the operator it matched."""
+    module: str
+    removed: tuple[OperatorSummary, ...]
+    added: tuple[OperatorSummary, ...]
+
+
 @dataclass
 class Subgraph:
     """The body of a loop or a branch: placeholders are the call's tensor arguments, in order."""
@@ -196,6 +219,9 @@ class Program:
     reduction: Reduction = field(default_factory=Reduction)
     scalars: dict[str, ScalarSource] = field(default_factory=dict)
     """What each SCALAR variable is computed from."""
+    pattern_changes: list[PatternChange] = field(default_factory=list)
+    """What the patterns of loaded custom-op libraries did."""
+    _successors: dict[fx.Node, fx.Node] = field(default_factory=dict, repr=False)
     _variable_nodes: dict[str, fx.Node] = field(default_factory=dict, repr=False)
     _last_placeholder: Optional[fx.Node] = field(default=None, repr=False)
 
@@ -302,7 +328,14 @@ class Program:
                 self.tensor_names[name] = new
         if self.loss is old:
             self.loss = new
+        self._successors[old] = new
         self.erase(old)
+
+    def latest(self, node: fx.Node) -> fx.Node:
+        """What took the place of a node, if anything did."""
+        while node in self._successors:
+            node = self._successors[node]
+        return node
 
     def set_results(self, nodes: Sequence[fx.Node]) -> None:
         """Change the output tuple; `outputs` must fit it again when editing is done."""

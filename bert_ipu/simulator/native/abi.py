@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from bert_ipu.simulator.errors import Error
-from bert_ipu.simulator.native.build import INCLUDE, BuildError, build_runtime, compiler
+from bert_ipu.simulator.native.build import INCLUDE, RUNTIME_NAME, BuildError, build_runtime, compiler
 
 API_VERSION = 1
 
@@ -38,6 +39,15 @@ class CustomOpError(Error):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, "custom_op")
+
+
+def runtime_is_loaded() -> bool:
+    """Whether any library of custom ops was loaded into this process, by us or by `ctypes` itself."""
+    try:
+        ctypes.CDLL(RUNTIME_NAME, mode=os.RTLD_NOLOAD)
+    except OSError:
+        return False
+    return True
 
 
 @cache

@@ -197,11 +197,15 @@ def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
 
 @contextmanager
 def _tracing(options: Options) -> Iterator[None]:
+    validates = torch.distributions.Distribution._validate_args
+    # Distributions look at their arguments' values, which are not known yet; PopTorch does the same.
+    torch.distributions.Distribution.set_default_validate_args(False)
     options._execution_strategy.onStartTracing()
     try:
         yield
     finally:
         options._execution_strategy.onEndTracing()
+        torch.distributions.Distribution.set_default_validate_args(validates)
 
 
 def _request(subject: Subject, captured: _Captured) -> CompileRequest:

@@ -15,9 +15,9 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
-from bert_ipu.simulator.runtime import losses, operators
+from bert_ipu.simulator.runtime import exceptions, losses, operators
 from bert_ipu.simulator.runtime import numerics as rounding
-from bert_ipu.simulator.runtime.custom import custom_op_function
+from bert_ipu.simulator.runtime.custom import CUSTOM, custom_op_function
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
@@ -44,6 +44,14 @@ class Emitter:
 
     def operator(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
         """Emit `node` with its operands replaced by names; the results have carriers' dtypes and are rounded."""
+        if not self.numerics.traps:
+            return self._operator(node, args, kwargs)
+        seen = self.code.emit(exceptions.look, *args, *kwargs.values())
+        results = self._operator(node, args, kwargs)
+        self.code.emit(exceptions.check, seen, node.target, _label(node), results, pure=False)
+        return results
+
+    def _operator(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
         fused = self._loss(node, args)
         if fused is not None:
             return fused
@@ -93,7 +101,7 @@ class Emitter:
             return _loop(self.subroutine(args[0])), [RUN, *args[1:]]
         if target is ops.cond:
             return _branch(self.subroutine(args[1]), self.subroutine(args[2])), [RUN, args[0], *args[3:]]
-        if target in (ops.custom_op, ops.custom_op_grad):
+        if target in CUSTOM:
             return custom_op_function(node), args
         for position in operators.LONG_ARGUMENTS.get(name, ()):
             if position < len(args) and args[position] is not None:
