@@ -221,3 +221,23 @@ def test_nested_outputs_keep_their_structure() -> None:
     assert out["a"].tolist() == [2.5] and out["rest"][0].tolist() == [3.0]
     assert out["rest"][1][0].tolist() == [1] and out["rest"][1][1] == "text"
     assert out["rest"][1][0].dtype == torch.int32  # the IPU has no 64-bit integers
+
+
+class _Quotient(torch.nn.Module):
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.masked_fill(y < 0, -torch.inf) / y
+
+
+@pytest.mark.parametrize(
+    ("divisor", "fault"), [(0.0, "division by zero"), (1e-45, "overflow"), (torch.nan, "NaN")]
+)
+def test_floating_point_exceptions_stop_the_run_where_they_are_enabled(divisor: float, fault: str) -> None:
+    def run(enabled: bool, y: float) -> torch.Tensor:
+        options = _options()
+        options.Precision.enableFloatingPointExceptions(enabled)
+        return poptorch.inferenceModel(_Quotient(), options)(torch.ones(4), torch.full((4,), y))
+
+    assert not run(False, divisor).isfinite().any()
+    assert run(True, -1.0).isinf().all(), "infinity that the program writes itself is no exception"
+    with pytest.raises(poptorch.Error, match=fault):
+        run(True, divisor)

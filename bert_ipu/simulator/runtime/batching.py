@@ -110,6 +110,8 @@ def _wants_sum(node: fx.Node, user: fx.Node, analysis: Analysis, replication: Re
 
 def why_not(program: Program, replication: Replication, numerics: Numerics) -> str | None:
     """What forbids running micro-batches together; None where nothing does."""
+    if numerics.traps:
+        return "each operator is checked for floating-point exceptions"
     for node in normal_nodes(program):
         for position in mutated(node):
             variable = program.variable_of(node.args[position])  # type: ignore[arg-type]

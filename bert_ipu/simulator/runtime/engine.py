@@ -66,7 +66,9 @@ class Executable:
             keep_freed_memory()
         native = params.native_kernels and self.device.type == "cpu"
         self.kernels: Kernels | None = load_kernels() if native else None
-        self.numerics = choose_numerics(params.numerics, self.device, settings.stochastic_rounding)
+        self.numerics = choose_numerics(
+            params.numerics, self.device, settings.stochastic_rounding, settings.float_exceptions
+        )
         self.replication: Replication = analyse_replication(
             program,
             settings.replication_factor,
@@ -93,7 +95,7 @@ class Executable:
                 self.device,
                 self.kernels,
                 self.crossing,
-                params.fuse,
+                params.fuse and not self.numerics.traps,
             )
         self.store = VariableStore(
             program, self.replication, self.numerics, self.device, params.nan_uninitialised

@@ -30,6 +30,8 @@ class Numerics:
     half: torch.dtype
     """What carries fp16 between the operators of a micro-batch."""
     stochastic: bool = False
+    traps: bool = False
+    """Whether an operator that makes NaN or infinity stops the run."""
 
     @property
     def rounds(self) -> bool:
@@ -49,11 +51,11 @@ def _narrow(dtype: torch.dtype) -> torch.dtype:
     return {torch.float64: torch.float32, torch.int64: torch.int32}.get(dtype, dtype)
 
 
-def choose_numerics(mode: str, device: torch.device, stochastic: bool) -> Numerics:
+def choose_numerics(mode: str, device: torch.device, stochastic: bool, traps: bool) -> Numerics:
     """The numerics of a run; "fast" takes bf16 only where the device multiplies it faster than float32."""
     if mode == "ipu":
-        return Numerics(mode, torch.float32, stochastic)
-    return Numerics(mode, torch.bfloat16 if has_fast_bf16(device) else torch.float32)
+        return Numerics(mode, torch.float32, stochastic, traps)
+    return Numerics(mode, torch.bfloat16 if has_fast_bf16(device) else torch.float32, traps=traps)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -137,7 +137,7 @@ def _randint(
     draws: Draws, op: int, low: int, high: int, size: list[int], *, dtype: Any = None, **_: Any
 ) -> Tensor:
     drawn = random.uniform(tuple(size), draws, op, torch.device("cpu")).squeeze(0)
-    return (drawn * (high - low)).floor().to(torch.int32) + low
+    return ((drawn * (high - low)).floor().to(torch.int32) + low).to(dtype or torch.int32)
 
 
 def _randperm(draws: Draws, op: int, n: int, **_: Any) -> Tensor:
