@@ -92,6 +92,8 @@ def compile_program(request: CompileRequest) -> Program:
     writes = _capture(request, program)
     patterns = request.patterns or _no_patterns
     patterns(program, "forward")
+    if not request.training:
+        _silence_dropout(program)
     writes = [(name, program.latest(node)) for name, node in writes]
     found: dict[str, fx.Node] = {}
     if request.training:
@@ -117,6 +119,17 @@ def optimizer_scalars(program: Program, described: Mapping[str, Any]) -> dict[st
     """Values of a program's SCALAR variables for PopTorch's description of an optimizer."""
     spec = OptimizerSpec.from_description(described, {})
     return scalar_values(spec, program.reduction, program.scalars)
+
+
+def _silence_dropout(program: Program) -> None:
+    """Dropout in training mode drops nothing in an inference session (PopART's `DropoutOpx::grow`)."""
+    for node in program.operators():
+        if node.target is aten.dropout.default:
+            source: Any = node.args[0]
+            if program.variable_of(source) is not None:  # which the program may overwrite later
+                with program.before(node):
+                    source = program.emit(aten.clone.default, source, origin=node)
+            program.replace(node, source)
 
 
 def _no_patterns(program: Program, after: Pass) -> None:
