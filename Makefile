@@ -23,7 +23,7 @@ demo: setup  ## prepare the sample, pretrain to 99%, fine-tune, answer a questio
 	$(PY) demo.py
 
 test: setup lint  ## everything that is not slow
-	$(PY) -m pytest -n 2
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2
 
 lint: $(VENV)/.ready  ## style, types and formatting
 	$(VENV)/bin/ruff check .

@@ -17,7 +17,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
 SAMPLE = ROOT / "data" / "sample"
-QUESTION = "What is each switch in a computer's number row called?"
+QUESTION = "How many different values does a byte hold?"
+"""About data/sample/context.txt; the training questions word it otherwise."""
 MLM_ACCURACY, NSP_ACCURACY = 0.99, 1.0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,15 @@ SHARED = Path(os.environ.get("BERT_IPU_SHARED", REPOSITORY.parent / "shared"))
 
 def pytest_configure() -> None:
     """Before tests are imported, let `import poptorch` mean the simulator."""
+    from bert_ipu import simulator
+
+    simulator.install()
+
+
+@pytest.fixture(autouse=True)
+def simulator_defaults() -> Iterator[None]:
+    """Scripts called in a test choose how models are simulated; the next test starts from the defaults."""
+    yield
     from bert_ipu import simulator
 
     simulator.install()
