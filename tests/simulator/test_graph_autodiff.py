@@ -97,10 +97,27 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
         lambda x, q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
         ((2, 4, 5), (2, 4, 5), (2, 4, 5)),
     ),
+    "product of scattered values, zeros among them": (
+        lambda x, a, b: torch.scatter_reduce(_with_zeros(a), 0, ROWS.to(x.device), _with_zeros(b), "prod"),
+        ((4, 6), (2, 6)),
+    ),
+    "product of scattered values alone": (
+        lambda x, a, b: a.scatter_reduce(0, ROWS.to(x.device), _with_zeros(b), "prod", include_self=False),
+        ((4, 6), (2, 6)),
+    ),
+    "product over an index": (
+        lambda x, a, b: a.index_reduce(0, IDS.to(x.device), _with_zeros(b), "prod"),
+        ((4, 6), (4, 6)),
+    ),
+    "cosine similarity": (lambda x, a: F.cosine_similarity(x, a), ((4, 6),)),
     "cumsum": (lambda x, a: a.cumsum(1), ((4, 6),)),
     "in place": (lambda x, a: _in_place(a), ((4, 6),)),
     "detach": (lambda x, a: a * a.detach(), ((4, 6),)),
 }
+
+
+def _with_zeros(a: Tensor) -> Tensor:
+    return torch.cat([a[:, :2] * 0, a[:, 2:]], 1)
 
 
 def _in_place(a: Tensor) -> Tensor:

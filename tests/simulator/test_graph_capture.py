@@ -75,6 +75,7 @@ def _in_place(_: Module, x: Tensor) -> Tensor:
         lambda m, x: torch.where(x > 3, x, torch.zeros_like(x)).sort(0, descending=True).values,
         lambda m, x: x.topk(2, 0).indices + x.cumsum(0).int()[:2],
         lambda m, x: (x.std(), x.var(0), x.median(), x.norm()),
+        lambda m, x: torch.cumsum(x / 2, 0, out=torch.empty_like(x).int()),
         lambda m, x: {"a": x + 1, "b": [x.mean(0), m.weight]},
     ],
 )
@@ -239,6 +240,8 @@ def _reassigned(m: Module, x: Tensor) -> Tensor:
         (lambda m, x: torch.complex(x, x), "Unsupported tensor input type"),
         (lambda m, x: (x * 1).t_(), "changes a tensor's shape in place"),
         (lambda m, x: x.mul_(2)[::2].add_(1), "step size other than 1"),
+        (lambda m, x: F.one_hot(x.long()), "OneHot num classes must be specified"),
+        (lambda m, x: F.interpolate(x[None], scale_factor=2, mode="linear"), "only 'nearest' is supported"),
         (_reassigned, r"Buffer count is reassigned within the model.*self\.count\.copy_\(src\)"),
     ],
 )

@@ -105,6 +105,7 @@ class Capture:
         self._known: dict[int, tuple[torch.Tensor, CapturedTensor]] = {}
         self._declared: dict[int, Variable] = {}
         self._inputs: list[CapturedTensor] = []
+        self._updates: dict[str, fx.Node] = {}
         self._draws = 0
         self.opening = False
         """Inside a composite operator of torch, whose C++ takes captured tensors for ones on the CPU."""
@@ -137,6 +138,16 @@ class Capture:
         for _, tensor in self._known.values():
             if tensor is not None and tensor.shown.storage.version:
                 yield str(tensor.shown.storage.owner), tensor.shown.storage.node
+        yield from self._updates.items()
+
+    def update_at_end(self, variable: CapturedTensor, value: CapturedTensor) -> None:
+        """Give a variable a value that only the next run sees; nothing, for a tensor that is no variable.
+
+        So PopART updates running statistics (`VariableUpdateType::Copy`).
+        """
+        owner = variable.shown.storage.owner
+        if isinstance(owner, str):
+            self._updates[owner] = self._read(value)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -328,6 +339,8 @@ class Capture:
         target = kwargs.pop(name) if name in kwargs else args[position]
         if not isinstance(target, CapturedTensor):
             raise poptorch_error(left_on_cpu(target, func, self.origin))
+        if name == "out" and any(argument.name == "dtype" for argument in functional._schema.arguments):
+            kwargs = {"dtype": target.dtype, **kwargs}  # As torch: it computes in the type of `out`.
         with self._mode:
             self.write(target, functional(*args, **kwargs))
         return target

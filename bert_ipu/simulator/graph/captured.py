@@ -72,6 +72,10 @@ class CapturedTensor(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
 
+# torch's argument errors name an argument by its type, and users (and PopTorch's) tensors are torch.Tensor.
+CapturedTensor.__name__ = "Tensor"
+
+
 def describe(func: Union[OpOverload, IpuOp, None], origin: Origin) -> str:
     name = func._schema.name if isinstance(func, OpOverload) else getattr(func, "name", "An operator")
     where = f" in module '{origin.module}'" if origin.module else ""

@@ -13,7 +13,7 @@ from typing import Any, Optional
 import torch
 from torch import fx
 
-from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph import ops, scatter_gradients
 from bert_ipu.simulator.graph.autodiff import Backward, GradientRule
 
 aten = torch.ops.aten
@@ -447,6 +447,8 @@ RULES: dict[Any, GradientRule] = {
     aten.sqrt.default: _sqrt,
     aten.rsqrt.default: _rsqrt,
     aten.where.self: _where,
+    aten.scatter_reduce.two: scatter_gradients.scatter_reduce_rule,
+    aten.index_reduce.default: scatter_gradients.index_reduce_rule,
     aten.masked_fill.Scalar: _masked_fill,
     aten.relu.default: _relu,
     aten.gelu.default: _gelu,

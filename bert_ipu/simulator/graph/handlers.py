@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,31 @@ def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwarg
     return capture.open(func, args, kwargs)
 
 
+def _one_hot(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if _bind(func, args, kwargs).get("num_classes", -1) == -1:
+        raise poptorch_error("OneHot num classes must be specified and must be constant.")
+    return capture.open(func, args, kwargs)
+
+
+def _only_nearest(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    raise poptorch_error(
+        f"{describe(func, capture.origin)}: of an input with these dimensions, currently only 'nearest' is "
+        "supported."
+    )
+
+
+def _product(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """Operands of several types meet in the widest one; the result has the first one's, as in PopTorch."""
+    operands = list(_bind(func, args, kwargs).values())
+    tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
+    widest = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
+    if all(tensor.dtype == widest for tensor in tensors):
+        return capture.record(func, args, kwargs)
+    cast = aten._to_copy.default
+    wide = [capture.record(cast, (x,), {"dtype": widest}) if isinstance(x, torch.Tensor) else x for x in operands]
+    return capture.record(cast, (capture.record(func, tuple(wide), {}),), {"dtype": tensors[0].dtype})
+
+
 def _to_host(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     raise poptorch_error(
         f"{describe(func, capture.origin)} needs a tensor's value on the host, which is not known while the "
@@ -134,6 +160,12 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten.slice.Tensor: _slice,
     aten.dropout.default: _dropout,
     aten.cross_entropy_loss.default: _cross_entropy,
+    **dict.fromkeys((aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default), _product),
+    aten.one_hot.default: _one_hot,
+    aten.upsample_linear1d.default: _only_nearest,
+    aten.upsample_linear1d.vec: _only_nearest,
+    aten.upsample_trilinear3d.default: _only_nearest,
+    aten.upsample_trilinear3d.vec: _only_nearest,
     **dict.fromkeys(normalise.RECURRENT, _recurrent),
     aten._local_scalar_dense.default: _to_host,
     aten.item.default: _to_host,

@@ -96,8 +96,8 @@ def _batch_norm(
     out, _, _, mean, var = aten._native_batch_norm_legit_functional(
         x, weight, bias, running_mean, running_var, True, momentum, eps
     )
-    running_mean.copy_(mean)
-    running_var.copy_(var)
+    for statistic, new in ((running_mean, mean), (running_var, var)):
+        statistic.owner.update_at_end(statistic, new.to(statistic.dtype))  # type: ignore[attr-defined]
     return out  # type: ignore[no-any-return]
 
 
@@ -125,6 +125,13 @@ def _instance_norm(
     if weight is not None:
         out = out * weight.reshape(shape)
     return out if bias is None else out + bias.reshape(shape)
+
+
+def _cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) -> Tensor:
+    # torch's own parts bound the norms in place without recording it, which has no functional form.
+    x, y = torch.broadcast_tensors(x, y)
+    norms = [torch.linalg.vector_norm(v, dim=dim, keepdim=True).clamp(min=eps) for v in (x, y)]
+    return (x / norms[0] * (y / norms[1])).sum(dim)
 
 
 def _rrelu(
@@ -197,6 +204,7 @@ REWRITES: dict[OpOverload, Callable[..., Any]] = {
     aten.feature_alpha_dropout.default: _feature_alpha_dropout,
     aten.batch_norm.default: _batch_norm,
     aten.instance_norm.default: _instance_norm,
+    aten.cosine_similarity.default: _cosine_similarity,
     aten.rrelu.default: _rrelu,
     aten.bincount.default: _bincount,
     aten.ctc_loss.IntList: _ctc_loss,
