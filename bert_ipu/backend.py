@@ -7,11 +7,13 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
 from bert_ipu.config import IpuConfig
 from bert_ipu.errors import ConfigError
 
+CUSTOM_OPS = Path(__file__).resolve().parents[1] / "custom_ops"
 NUMERICS = {
     "fast": "half precision is computed in the format this CPU multiplies fastest, not rounded as on an IPU",
     "ipu": "every result is rounded to float16 as on an IPU, at the CPU's cost",
@@ -54,6 +56,26 @@ def activate(ipu: IpuConfig, compile_only: bool = False) -> Backend:
             "ipu.backend = ipu, but the Poplar SDK finds no IPU (gc-info --list-devices shows what it sees). "
             "Attach one, add --compile-only, or set ipu.backend=simulator.")
     return Backend("ipu", "asked for by ipu.backend; numerics: the hardware's")
+
+
+def custom_op_library(backend: Backend, name: str) -> Path:
+    """The library of one of our custom ops: compiled on first use for the simulator, found for the SDK.
+
+    Raises ConfigError where it cannot be compiled, or was not built.
+    """
+    if backend.name == "simulator":
+        from bert_ipu.simulator.native import build
+
+        try:
+            return build.compile_library([CUSTOM_OPS / name / f"{name}.cpp"])
+        except build.BuildError as error:
+            raise ConfigError(f"custom_ops.{name} cannot be compiled: {error}") from error
+    path = CUSTOM_OPS.parent / "build" / "custom_ops_sdk" / f"lib{name}.so"
+    if not path.exists():
+        raise ConfigError(
+            f"custom_ops.{name} needs {path}. Build it with cmake -S custom_ops -B build/custom_ops_sdk && "
+            f"cmake --build build/custom_ops_sdk, or set custom_ops.{name}=false.")
+    return path
 
 
 def _sdk_is_installed() -> bool:

@@ -180,6 +180,20 @@ class OptimConfig:
     accumulation_type: str = setting(
         "float16", "type in which gradients accumulate", choices=("float16", "float32"))
     momentum_type: str = setting("float32", "type of the first moment", choices=("float16", "float32"))
+    combined_accumulation: bool = setting(
+        False, "sgd: accumulate gradients in the momentum itself, in the weights' type, which saves memory")
+
+
+@dataclass(frozen=True)
+class CustomOpsConfig:
+    """The project's own ops in C++; each changes the compiled program by a pattern."""
+
+    group_pattern: bool = setting(
+        False, "lay gradients out like what they are added to; needs optim.combined_accumulation")
+    sparse_sgd: bool = setting(False, "accumulate only the rows of an embedding that were looked up")
+    dropout_removal: bool = setting(False, "remove dropouts from the compiled evaluation")
+    unmasked_attention_gradient: bool = setting(
+        False, "pass gradients through attention dropout unchanged: deliberately biased, for fine-tuning")
 
 
 @dataclass(frozen=True)
@@ -221,6 +235,7 @@ class RunConfig:
     model: ModelConfig = ModelConfig()
     ipu: IpuConfig = IpuConfig()
     optim: OptimConfig = OptimConfig()
+    custom_ops: CustomOpsConfig = CustomOpsConfig()
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     recorder: RecorderConfig = RecorderConfig()
@@ -454,6 +469,12 @@ def impossible_sizes(config: RunConfig) -> List[str]:
     need(not config.optim.auto_loss_scaling or config.optim.accumulation_type == "float16",
          "optim.auto_loss_scaling = true watches float16 gradients; with optim.accumulation_type = float32 "
          "there are none: change one of the two")
+    need(not config.optim.combined_accumulation or config.optim.name == "sgd",
+         f"optim.combined_accumulation = true is for optim.name = sgd, which is {config.optim.name}: "
+         f"change one of the two")
+    need(not config.custom_ops.group_pattern or config.optim.combined_accumulation,
+         "custom_ops.group_pattern = true matches only sgd with optim.combined_accumulation = true: "
+         "set both, or neither")
     if isinstance(config, (PretrainConfig, SquadConfig)):
         problems += _impossible_lengths(config)
     return problems

@@ -9,6 +9,7 @@ import poptorch
 import torch
 
 from bert_ipu.config import RunConfig
+from bert_ipu.custom_ops import pattern_switches
 
 # For speed and memory on hardware, as graphcore/examples nlp/bert/pytorch/ipu_options.py sets them.  Numbers
 # are PopART's: AccumulateOuterFragmentSchedule.OverlapMemoryOptimized, SubgraphCopyingStrategy.JustInTime.
@@ -42,7 +43,7 @@ def training_options(config: RunConfig, compile_only: bool = False) -> Any:
         .useReplicatedTensorSharding(ipu.replicated_tensor_sharding))
     for name, value in TRAINING_SESSION_OPTIONS.items():
         options._Popart.set(name, value)
-    options._Popart.setPatterns(TRAINING_PATTERNS)
+    options._Popart.setPatterns({**TRAINING_PATTERNS, **pattern_switches(config.custom_ops)})
     return options
 
 
@@ -51,6 +52,9 @@ def evaluation_options(config: RunConfig, device_iterations: int) -> Any:
     options = _placement_options(config, compile_only=False)
     options.deviceIterations(device_iterations)
     options.outputMode(poptorch.OutputMode.All)
+    switches = pattern_switches(config.custom_ops)
+    if switches:
+        options._Popart.setPatterns(switches)
     return options
 
 

@@ -54,9 +54,11 @@ def make_optimizer(model: nn.Module, optim: OptimConfig) -> Any:
     groups = parameter_groups(model, optim)
     accum_type, momentum_type = DTYPES[optim.accumulation_type], DTYPES[optim.momentum_type]
     if optim.name == "sgd":
+        separate = {"accum_type": accum_type, "velocity_accum_type": momentum_type}
         optimizer = poptorch.optim.SGD(
             groups, lr=optim.lr, momentum=optim.momentum, weight_decay=0.0, loss_scaling=optim.loss_scaling,
-            use_combined_accum=False, accum_type=accum_type, velocity_accum_type=momentum_type)
+            use_combined_accum=optim.combined_accumulation,
+            **({} if optim.combined_accumulation else separate))
         constants = ["momentum", "weight_decay"]
     elif optim.name == "adamw":
         optimizer = poptorch.optim.AdamW(

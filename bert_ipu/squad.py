@@ -16,6 +16,7 @@ from typing import Any, Dict, List, Sequence
 import torch
 from tokenizers import Tokenizer
 
+from bert_ipu import custom_ops
 from bert_ipu.backend import Backend
 from bert_ipu.batch import SquadBatch, SquadOutput
 from bert_ipu.checkpoint import load_initial_weights
@@ -47,10 +48,11 @@ def finetune(config: SquadConfig, backend: Backend, resume: bool = False, compil
     """
     world = join_world(config.ipu.replication_factor)
     _say(world, f"backend           {backend.name}: {backend.reason}")
+    libraries = custom_ops.load(config.custom_ops, backend)
     torch.manual_seed(config.train.seed)
     model = squad_model(config)
     if compile_only:
-        train(Task(config, model, GeneratedWindows(config), 1, world), compile_only=True)
+        train(Task(config, model, GeneratedWindows(config), 1, world, custom_ops=libraries), compile_only=True)
         return
     data = config.data
     if not (data.train_file or data.eval_file or data.question):
@@ -68,7 +70,7 @@ def finetune(config: SquadConfig, backend: Backend, resume: bool = False, compil
         steps = total_steps(config, len(dataset))
         _say(world, describe_derived(config, steps))
         score = functools.partial(evaluation.score, held_out) if held_out is not None else None
-        train(Task(config, model, dataset, steps, world, vocab_file, score), resume)
+        train(Task(config, model, dataset, steps, world, vocab_file, score, libraries), resume)
     else:
         _load_weights(config, model, world)
         if held_out is not None:

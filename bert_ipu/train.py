@@ -14,6 +14,7 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 import poptorch
 import torch
 
+from bert_ipu import custom_ops
 from bert_ipu.backend import Backend
 from bert_ipu.batch import IGNORED_LABEL, PretrainBatch, PretrainOutput, SquadBatch, SquadOutput
 from bert_ipu.checkpoint import (
@@ -57,6 +58,8 @@ class Task(NamedTuple):
     """Copied into checkpoints."""
     evaluate: Optional[Callable[[Any], Dict[str, float]]] = None
     """Metrics on held-out rows, given the training executor, which must leave the device meanwhile."""
+    custom_ops: Sequence[str] = ()
+    """Libraries that are loaded."""
 
 
 def train_step(executor: Any, batch: Batch, names: Sequence[str], micro_batches: int) -> Dict[str, float]:
@@ -175,6 +178,8 @@ def _compile(executor: Any, task: Task, state: TrainingState) -> None:
     if state.random_state:
         executor.rng_state = state.random_state
     task.world.say(f"compiled in {time.perf_counter() - started:.1f} s")
+    for line in custom_ops.report(task.custom_ops, executor):
+        task.world.say(line)
 
 
 def _batches(task: Task, options: Any, state: TrainingState) -> Iterator[Batch]:
@@ -267,6 +272,7 @@ def pretrain(
     world = join_world(config.ipu.replication_factor)
     world.say(f"backend           {backend.name}: {backend.reason}")
     world.say(describe_derived(config, config.train.steps))
+    libraries = custom_ops.load(config.custom_ops, backend)
     dataset = _dataset(config, config.data.train_data, generated=compile_only)
     torch.manual_seed(config.train.seed)
     model = pretraining_model(config)
@@ -274,7 +280,8 @@ def pretrain(
     evaluate = None
     if config.data.eval_data and not compile_only:
         evaluate = _held_out_evaluation(config, model, world)
-    train(Task(config, model, dataset, config.train.steps, world, vocab_file, evaluate), resume, compile_only)
+    task = Task(config, model, dataset, config.train.steps, world, vocab_file, evaluate, libraries)
+    train(task, resume, compile_only)
 
 
 def _dataset(config: PretrainConfig, path: str, generated: bool = False, fixed_masks: bool = False) -> Any:

@@ -12,6 +12,7 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import poptorch_error
+from ..graph.ir import PatternChange
 from . import compilation, export, latency, profiling, wrapping
 from ._logging import logger
 from .arguments import ArgumentParser, Arguments
@@ -426,6 +427,10 @@ class PoplarExecutor:
 
     def _debugGetPopartIR(self) -> str:
         return self._compiled().popart_ir()
+
+    def getPatternChanges(self) -> list[PatternChange]:
+        """The simulator's own: what the patterns of loaded custom-op libraries did when this was compiled."""
+        return list(self._compiled().program.pattern_changes)
 
     def cycleCount(self) -> int:
         """Cycles of the last call, where `Options.logCycleCount` is set."""
