@@ -241,3 +241,31 @@ def test_floating_point_exceptions_stop_the_run_where_they_are_enabled(divisor: 
     assert run(True, -1.0).isinf().all(), "infinity that the program writes itself is no exception"
     with pytest.raises(poptorch.Error, match=fault):
         run(True, divisor)
+
+
+class _Normed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.BatchNorm1d(2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.norm(x), self.norm.running_mean
+
+
+def test_running_statistics_change_after_the_forward_has_read_them() -> None:
+    model, x = _Normed(), torch.randn(8, 2)
+    expected = copy.deepcopy(model)
+    wanted, _ = expected(x)
+    executor = poptorch.inferenceModel(model, _options())
+    out, seen = executor(x)
+    torch.testing.assert_close(out, wanted)
+    assert not seen.any(), "PopART copies the new statistics into the buffers at the end"
+    torch.testing.assert_close(executor(x)[1], expected.norm.running_mean)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_products_of_mixed_types_have_the_type_of_their_first_operand(dtype: torch.dtype) -> None:
+    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3).to(dtype)
+    out = poptorch.inferenceModel(layer, _options())(x)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), layer(x.float()), rtol=1e-3, atol=1e-3)

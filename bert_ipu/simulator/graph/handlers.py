@@ -129,7 +129,12 @@ def _product(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> 
     if all(tensor.dtype == widest for tensor in tensors):
         return capture.record(func, args, kwargs)
     cast = aten._to_copy.default
-    wide = [capture.record(cast, (x,), {"dtype": widest}) if isinstance(x, torch.Tensor) else x for x in operands]
+
+    def widened(operand: Any) -> Any:
+        narrow = isinstance(operand, torch.Tensor) and operand.dtype != widest
+        return capture.record(cast, (operand,), {"dtype": widest}) if narrow else operand
+
+    wide = map(widened, operands)
     return capture.record(cast, (capture.record(func, tuple(wide), {}),), {"dtype": tensors[0].dtype})
 
 
