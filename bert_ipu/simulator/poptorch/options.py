@@ -344,10 +344,13 @@ class Options(OptionsDict):
     # -- cache, logs, profile ------------------------------------------------------------------
 
     def enableExecutableCaching(self, path: str | None) -> Options:
-        """Keep executables in a folder and reuse them; None keeps none."""
+        """Accepted with a warning, as the simulator keeps no executables: a model is compiled in seconds."""
         if path is None:
             self._Popart.set("enableEngineCaching", False)
         else:
+            logger.warning(
+                "enableExecutableCaching(%r) has no effect in the simulator: models are compiled anew.", path
+            )
             self._Popart.set("cachePath", path)
             self._Popart.set("enableEngineCaching", True)
         return self
