@@ -40,6 +40,7 @@ from bert_ipu.simulator.graph.optimizers import (
     check_supported,
     scalar_values,
 )
+from bert_ipu.simulator.graph.tensor_names import named_tensors
 
 aten = torch.ops.aten
 
@@ -102,11 +103,11 @@ def compile_program(request: CompileRequest) -> Program:
         patterns(program, "backward")
         found = {name: program.latest(node) for name, node in found.items()}
     _add_writes(program, writes)
+    updating = request.training and request.optimizer is not None
+    if updating:
+        _add_optimizer(request, program, found)
     _add_anchors(program, request.anchors)
-    if request.training and request.optimizer is not None:
-        updates = Updates(program, request.optimizer, request.reduction)
-        check_supported(request.optimizer)
-        add_updates(updates, found)
+    if updating:
         if request.loss_scaling is not None:
             add_loss_scale_update(program, request.loss_scaling, request.reduction)
         patterns(program, "optimizer")
@@ -303,6 +304,12 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
     return found
 
 
+def _add_optimizer(request: CompileRequest, program: Program, found: Mapping[str, fx.Node]) -> None:
+    assert request.optimizer is not None, "a program without an optimizer updates nothing"
+    check_supported(request.optimizer)
+    add_updates(Updates(program, request.optimizer, request.reduction), found)
+
+
 def _loss_scaling(program: Program, value: float) -> fx.Node:
     program.scalars[LOSS_SCALING] = ScalarSource("lossScaling", 0)
     return program.add_variable(Variable(LOSS_SCALING, Role.SCALAR, (), torch.float32, fill=value))
@@ -327,8 +334,9 @@ _PLAIN = {"pass": "forward", "context": "normal"}
 
 def _add_anchors(program: Program, anchors: tuple[Anchor, ...]) -> None:
     results = list(program.results())
+    named = named_tensors(program) if anchors else {}
     for anchor in anchors:
-        node = program.tensor_names.get(anchor.tensor_name) or program.node_of(anchor.tensor_name)
+        node = named.get(anchor.tensor_name)
         if node is None:
             raise poptorch_error(
                 f"There is no tensor called '{anchor.tensor_name}' to anchor; see getTensorNames()."

@@ -26,7 +26,7 @@ from ..runtime import collectives
 from ..runtime.engine import Executable
 from ..runtime.settings import ExecutionSettings
 from . import devices, session_options, wrapping
-from ._logging import logger
+from ._logging import compiler_logger, logger
 from .arguments import Arguments
 from .enums import (
     CommGroupType,
@@ -46,6 +46,14 @@ _MODES = {
     OutputMode.Final: "final",
     OutputMode.Sum: "sum",
     OutputMode.EveryN: "every_n",
+}
+
+# As PopTorch's log has them.
+_ANCHOR_RETURNS = {
+    OutputMode.All: "ALL",
+    OutputMode.Final: "FINAL",
+    OutputMode.Sum: "Sum",
+    OutputMode.EveryN: "EVERYN",
 }
 
 
@@ -185,10 +193,20 @@ class _IpuByDefault(TorchFunctionMode):
         ):
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
             kwargs = {**kwargs, "device": "ipu"}
+        if func in (torch.Tensor.new, torch.Tensor.new_tensor) and is_on_ipu(args[0]):
+            return _made_like(*args, **kwargs)
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
             # torch fills the tensor through the device's own code, which it has not got for an IPU.
             return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
         return func(*args, **kwargs)
+
+
+def _made_like(like: torch.Tensor, *values: Any, **kwargs: Any) -> torch.Tensor:
+    """`like.new(sizes or data)` and `like.new_tensor(data)`, which ask no dispatcher where to make theirs."""
+    sizes = values[0] if isinstance(values[0], torch.Size) else values
+    if all(isinstance(size, int) for size in sizes) and not kwargs:
+        return like.new_empty(sizes)
+    return torch.tensor(values[0], dtype=kwargs.get("dtype", like.dtype)).to("ipu")
 
 
 def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
@@ -223,10 +241,7 @@ def _request(subject: Subject, captured: _Captured) -> CompileRequest:
         loss_scaling=_automatic_loss_scaling(options) if optimizer is not None else None,
         reduction=_reduction(options),
         groups=_replica_groups(subject),
-        anchors=tuple(
-            Anchor(short, long, _MODES[mode], period)
-            for short, (long, _, mode, period) in options.anchored_tensors.items()
-        ),
+        anchors=_anchors(options),
         patterns=_patterns(options),
     )
 
@@ -237,6 +252,16 @@ def _patterns(options: Options) -> Patterns | None:
         return None
     popart = options._Popart.options
     return PatternPass(popart.get("patterns", {}), popart.get("patterns_level", 2))
+
+
+def _anchors(options: Options) -> tuple[Anchor, ...]:
+    found = []
+    for short, (long, _, mode, period) in options.anchored_tensors.items():
+        compiler_logger.debug(
+            "Anchor: %s %s/%d", long, _ANCHOR_RETURNS[mode], period if mode == OutputMode.EveryN else 1
+        )
+        found.append(Anchor(short, long, _MODES[mode], period))
+    return tuple(found)
 
 
 def _reduction(options: Options) -> Reduction:

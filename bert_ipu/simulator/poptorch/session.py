@@ -12,6 +12,7 @@ import torch
 from ..compiler import optimizer_scalars
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph.ir import Program, Role
+from ..graph.tensor_names import named_tensors
 from ..popart import SyntheticDataMode
 from ..runtime.engine import Executable
 from . import devices, optimizer_attributes
@@ -212,7 +213,7 @@ class Session:
 
     def tensor_names(self) -> list[str]:
         """Names of the program's tensors."""
-        return list(self.program.tensor_names)
+        return list(named_tensors(self.program))
 
     def popart_ir(self) -> str:
         """The program as text."""

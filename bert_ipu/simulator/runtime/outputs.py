@@ -19,7 +19,7 @@ class Collector:
 
     spec: OutputSpec
     dtype: torch.dtype
-    scalar: bool
+    shape: tuple[int, ...]
     mode: str
     period: int
     fetches: int
@@ -45,10 +45,12 @@ class Collector:
     def result(self) -> Tensor:
         """What the user gets: micro-batches along dimension 0, 0-dimensional values stacked where there are
         several."""
-        if len(self.kept) == 1:
+        if not self.kept:  # every n-th of fewer than n
+            whole = torch.empty(0, *self.shape[1:], dtype=self.dtype)
+        elif len(self.kept) == 1:
             whole = self.kept[0]
         else:
-            whole = torch.stack(self.kept) if self.scalar else torch.cat(self.kept)
+            whole = torch.cat(self.kept) if self.shape else torch.stack(self.kept)
         return whole.to(device="cpu", dtype=self.spec.host_dtype or self.dtype)
 
 
@@ -60,4 +62,6 @@ def make_collector(spec: OutputSpec, value: Tensor, settings: ExecutionSettings)
     elif spec.mode is not None:
         mode, period = spec.mode, spec.period  # type: ignore[assignment]
     fetches = settings.device_iterations * settings.gradient_accumulation
-    return Collector(spec, value.dtype, value.dim() == 0, mode, period, fetches, settings.replication_factor)
+    return Collector(
+        spec, value.dtype, tuple(value.shape), mode, period, fetches, settings.replication_factor
+    )

@@ -1,0 +1,31 @@
+"""Names of a program's tensors, for `getTensorNames` and anchors.
+
+Inputs, variables, `Gradient___` and `UpdatedVar___` are called as PopART calls them; other tensors by their
+module, with the operator and its number: "encoder/layer/0/linear:0".
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, fx
+
+from bert_ipu.simulator.graph.ir import Program, Role, mutated
+
+
+def named_tensors(program: Program) -> dict[str, fx.Node]:
+    """Every tensor of the program by its name; a variable's first and last values of an update have one each."""
+    named: dict[str, fx.Node] = {}
+    for node in program.placeholders():
+        variable = node.meta.get("variable")
+        named[program.inputs[node.meta["input"]].name if variable is None else variable] = node
+    for node in program.operators():
+        written = program.variable_of(node) if mutated(node) else None
+        if written is not None and written.role is Role.PARAMETER:
+            named[f"UpdatedVar___{written.name}"] = node
+        elif node.meta.get("pass") == "forward" and isinstance(node.meta["val"], Tensor):
+            named[_path(node)] = node
+    return {**named, **program.tensor_names}
+
+
+def _path(node: fx.Node) -> str:
+    scopes = node.meta["module"].split(".") if node.meta.get("module") else []
+    return "/".join([*scopes, f"{node.name}:0"])

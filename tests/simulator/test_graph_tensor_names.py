@@ -1,0 +1,69 @@
+"""Tensors by their names: what `getTensorNames` lists can be anchored."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bert_ipu.simulator import poptorch
+from bert_ipu.simulator.poptorch.options import Options
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return poptorch.identity_loss(self.second(F.relu(self.first(x))) ** 2, reduction="mean")
+
+
+X = torch.randn(6, 3, generator=torch.Generator().manual_seed(1))
+
+
+def trained(module: Network, options: Options) -> poptorch.PoplarExecutor:
+    model = poptorch.trainingModel(
+        module, options, torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.0)
+    )
+    model(X)
+    return model
+
+
+def test_a_listed_activation_can_be_anchored() -> None:
+    names = trained(Network(), Options()).getTensorNames()
+    assert {"input", "first.weight", "Gradient___first.weight", "UpdatedVar___second.bias"} <= set(names)
+    hidden = next(name for name in names if name.startswith("first/"))
+    options = Options()
+    options.anchorTensor("hidden", hidden)
+    module = Network()
+    expected = module.first(X).detach()
+    torch.testing.assert_close(trained(module, options).getAnchoredTensor("hidden"), expected)
+
+
+def test_a_weight_has_a_name_before_and_after_its_update() -> None:
+    options = Options()
+    options.anchorTensor("before", "first.weight")
+    options.anchorTensor("after", "UpdatedVar___first.weight")
+    module = Network()
+    initial = module.first.weight.detach().clone()
+    model = trained(module, options)
+    model.copyWeightsToHost()
+    assert not torch.equal(initial, module.first.weight)
+    assert torch.equal(model.getAnchoredTensor("before"), initial)
+    assert torch.equal(model.getAnchoredTensor("after"), module.first.weight)
+
+
+def test_every_nth_of_fewer_than_n_is_nothing() -> None:
+    options = Options()
+    options.anchorTensor("gradient", "Gradient___first.bias", poptorch.OutputMode.EveryN, 4)
+    assert trained(Network(), options).getAnchoredTensor("gradient").shape == (0,)
+
+
+def test_an_unknown_name_is_refused() -> None:
+    options = Options()
+    options.anchorTensor("gradient", "Gradient___third.bias")
+    with pytest.raises(poptorch.Error, match=r"no tensor called 'Gradient___third\.bias' to anchor"):
+        trained(Network(), options)
