@@ -27,6 +27,7 @@ test: setup lint  ## everything that is not slow
 
 lint: $(VENV)/.ready  ## style, types and formatting
 	$(VENV)/bin/ruff check .
+	git ls-files "*.cpp" "*.hpp" | xargs $(VENV)/bin/clang-format --dry-run -Werror
 	$(VENV)/bin/mypy
 
 test-slow: setup  ## the long checks

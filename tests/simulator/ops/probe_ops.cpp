@@ -118,8 +118,8 @@ private:
     if (kind == "reduce" || kind == "scaled reduce")
       return reduced(kind == "scaled reduce", prog);
     if (kind == "cast")
-      return popops::cast(graph(), in(0),
-                          popart::popx::popType(outInfo(0)), prog);
+      return popops::cast(graph(), in(0), popart::popx::popType(outInfo(0)),
+                          prog);
     if (kind == "gather")
       return popops::gather(graph(), in(0),
                             in(1).reinterpret(poplar::UNSIGNED_INT),
@@ -215,8 +215,8 @@ private:
       prog.add(poplar::program::Copy(in(0), scratch));
       return scratch;
     }
-    const Tensor out = graph().addVariable(poplar::FLOAT,
-                                           outInfo(0).shape_szt(), "result");
+    const Tensor out =
+        graph().addVariable(poplar::FLOAT, outInfo(0).shape_szt(), "result");
     poputil::mapTensorLinearly(graph(), out);
     graph().addCodelets(path());
     const auto cs = graph().addComputeSet("probe");
@@ -236,10 +236,9 @@ private:
       const auto v =
           graph().addVertex(cs, "RowSums", {{"rows", in(0)}, {"sums", out}});
       if (kind == "race")
-        graph().setTileMapping(graph().addVertex(cs, "RowSums",
-                                                 {{"rows", in(0)},
-                                                  {"sums", out}}),
-                               1);
+        graph().setTileMapping(
+            graph().addVertex(cs, "RowSums", {{"rows", in(0)}, {"sums", out}}),
+            1);
       if (kind != "unmapped vertex")
         graph().setTileMapping(v, 0);
     }
