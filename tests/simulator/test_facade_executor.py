@@ -269,3 +269,33 @@ def test_products_of_mixed_types_have_the_type_of_their_first_operand(dtype: tor
     out = poptorch.inferenceModel(layer, _options())(x)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), layer(x.float()), rtol=1e-3, atol=1e-3)
+
+
+class _Made(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> Any:
+        return (
+            x.new(2, 3).fill_(1),
+            x.new([1, 2]),
+            x.new(x.shape).zero_(),
+            x.new_tensor(5),
+            x.new_tensor([x.dim()]),
+        )
+
+
+def test_tensors_made_like_another_are_on_the_ipu() -> None:
+    x = torch.randn(4)
+    for made, expected in zip(poptorch.inferenceModel(_Made(), _options())(x), _Made()(x)):
+        assert torch.equal(made, expected)
+        assert made.dtype == expected.dtype
+
+
+def test_distributions_draw_on_the_ipu() -> None:
+    class Draw(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.distributions.Exponential(10.0).sample(x.size())
+
+    drawn = poptorch.inferenceModel(Draw(), _options().randomSeed(1))(torch.zeros(20000))
+    assert drawn.mean() == pytest.approx(0.1, rel=0.05)
+    assert torch.distributions.Distribution._validate_args, (
+        "validation is off only while the model is captured"
+    )

@@ -194,17 +194,17 @@ class _IpuByDefault(TorchFunctionMode):
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
             kwargs = {**kwargs, "device": "ipu"}
         if func in (torch.Tensor.new, torch.Tensor.new_tensor) and is_on_ipu(args[0]):
-            return _made_like(*args, **kwargs)
+            return _made_like(func, *args, **kwargs)
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
             # torch fills the tensor through the device's own code, which it has not got for an IPU.
             return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
         return func(*args, **kwargs)
 
 
-def _made_like(like: torch.Tensor, *values: Any, **kwargs: Any) -> torch.Tensor:
+def _made_like(func: Any, like: torch.Tensor, *values: Any, **kwargs: Any) -> torch.Tensor:
     """`like.new(sizes or data)` and `like.new_tensor(data)`, which ask no dispatcher where to make theirs."""
-    sizes = values[0] if isinstance(values[0], torch.Size) else values
-    if all(isinstance(size, int) for size in sizes) and not kwargs:
+    sizes = values[0] if values and isinstance(values[0], torch.Size) else values
+    if func is torch.Tensor.new and all(isinstance(size, int) for size in sizes):
         return like.new_empty(sizes)
     return torch.tensor(values[0], dtype=kwargs.get("dtype", like.dtype)).to("ipu")
 
