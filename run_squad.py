@@ -23,11 +23,11 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         epilog="Settings, to be overridden as section.key=value:\n" + describe_settings(SquadConfig),
     )
     add = parser.add_argument
-    add("--config", default="demo_tiny_128", help="name in configs/squad, or path of a YAML or JSON file")
+    add("--config", default="demo", help="name in configs/squad, or path of a YAML or JSON file")
     add("--compile-only", action="store_true", help="compile for the configured IPUs and stop")
     add("--resume", action="store_true", help="go on from the newest checkpoint of train.output_dir")
     add("overrides", nargs="*", metavar="section.key=value", help="change a setting")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     try:
         config = load_config(SquadConfig, arguments.config, arguments.overrides)
         backend = activate(config.ipu, arguments.compile_only)
