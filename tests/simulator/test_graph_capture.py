@@ -51,6 +51,15 @@ def targets(program: Program) -> list[str]:
 X = torch.arange(12.0).reshape(4, 3)
 
 
+def _reshaped_in_place(_: Module, x: Tensor) -> Tensor:
+    y = x * 1
+    z = y.unsqueeze(0)
+    z.squeeze_().t_()
+    z[0] += 1.0
+    y.transpose_(0, 1).unsqueeze_(1)
+    return y * z.unsqueeze(1) + y.squeeze(1).sum()
+
+
 def _in_place(_: Module, x: Tensor) -> Tensor:
     y = x * 2
     column, corner = y[:, 1], y.view(2, 2, 3)[1, :, :2]
@@ -67,6 +76,7 @@ def _in_place(_: Module, x: Tensor) -> Tensor:
     "function",
     [
         _in_place,
+        _reshaped_in_place,
         lambda m, x: x.chunk(2)[1].clone().fill_(3) + x.split(2)[0],
         lambda m, x: x.double() @ m.weight.double().T,
         lambda m, x: x.long() // 2 + torch.arange(3, device=x.device),
@@ -238,7 +248,7 @@ def _reassigned(m: Module, x: Tensor) -> Tensor:
         (lambda m, x: x.to("cpu"), "Illegal move to CPU"),
         (lambda m, x: x[4:], r"Zero-sized tensors are unsupported \(Got shape \[0, 3\]\)"),
         (lambda m, x: torch.complex(x, x), "Unsupported tensor input type"),
-        (lambda m, x: (x * 1).t_(), "changes a tensor's shape in place"),
+        (lambda m, x: (x * 1).resize_(3), "changes a tensor's shape in place"),
         (lambda m, x: x.mul_(2)[::2].add_(1), "step size other than 1"),
         (lambda m, x: F.one_hot(x.long()), "OneHot num classes must be specified"),
         (lambda m, x: F.interpolate(x[None], scale_factor=2, mode="linear"), "only 'nearest' is supported"),

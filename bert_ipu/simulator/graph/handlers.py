@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._ops import OpOverload
+from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise
@@ -73,6 +74,25 @@ def _contiguous(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) 
 
 def _same(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     return args[0]
+
+
+_RESHAPED_IN_PLACE: dict[OpOverload, OpOverload] = {
+    aten.squeeze_.default: aten.squeeze.default,
+    aten.squeeze_.dim: aten.squeeze.dim,
+    aten.squeeze_.dims: aten.squeeze.dims,
+    aten.unsqueeze_.default: aten.unsqueeze.default,
+    aten.t_.default: aten.t.default,
+    aten.transpose_.default: aten.transpose.int,
+}
+
+
+def _reshape_in_place(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """The tensor becomes a view of itself: its memory is not written."""
+    target, view = args[0], capture.record(_RESHAPED_IN_PLACE[func], args, kwargs)
+    target.shown, target.stand_in = view.shown, view.stand_in
+    with no_dispatch():
+        func(*args, **kwargs)  # torch's own record of shape and strides
+    return target
 
 
 def _slice(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -162,6 +182,7 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten.lift_fresh.default: _same,
     aten.alias.default: _same,
     aten.contiguous.default: _contiguous,
+    **dict.fromkeys(_RESHAPED_IN_PLACE, _reshape_in_place),
     aten.slice.Tensor: _slice,
     aten.dropout.default: _dropout,
     aten.cross_entropy_loss.default: _cross_entropy,

@@ -67,10 +67,8 @@ ASSIGNMENTS = frozenset(
 )
 """Operators that Python's `x[...] = number` makes, with the number as a tensor on the CPU."""
 
-RESIZING = frozenset(
-    {"resize_", "resize_as_", "set_", "t_", "transpose_", "swapaxes_", "swapdims_", "squeeze_", "unsqueeze_"}
-)
-"""In-place operators that change a tensor's shape, which an IPU tensor cannot."""
+RESIZING = frozenset({"resize_", "resize_as_", "set_", "swapaxes_", "swapdims_"})
+"""In-place operators that change a tensor's memory or its shape, and have no way of their own in `handlers.py`."""
 
 _FUNCTIONAL_NAMES = {
     "normal_": "normal_functional",
