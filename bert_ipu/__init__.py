@@ -1,0 +1,1 @@
+"""BERT training for Graphcore IPUs, and a simulator of PopTorch to run it without one."""

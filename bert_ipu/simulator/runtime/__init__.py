@@ -1,0 +1,1 @@
+"""What runs a program: lowering, numerics, random numbers, kernels, the engine."""
