@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-from own_ops import FOLDER
+from own_ops import FOLDER, STRICT
 
-from bert_ipu.simulator.native.build import CSRC, build_runtime, cache_root, compiler
+from bert_ipu.simulator.native.build import CSRC, build_runtime, cache_root, compile_library, compiler
 
 pytestmark = [pytest.mark.slow, pytest.mark.cpp]
 
@@ -72,3 +72,8 @@ def test_sanitizers_find_nothing() -> None:
         check=False,
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+
+
+@pytest.mark.parametrize("name", ["group_pattern", "sparse_sgd", "dropout_removal"])
+def test_our_ops_compile_without_warnings(name: str, tmp_path: Path) -> None:
+    compile_library([FOLDER / name / f"{name}.cpp"], tmp_path / f"lib{name}.so", flags=STRICT)

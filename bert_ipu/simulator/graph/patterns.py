@@ -187,8 +187,8 @@ class _Application:
 
     def _insert(self, op: PatternOp) -> None:
         compiled = self.offer.graph.compile(op.id)
-        inputs = [self.values[op.inputs[slot]] for slot in sorted(op.inputs)]
         place = self._place(op)
+        inputs = [self._readable(self.values[op.inputs[slot]], place) for slot in sorted(op.inputs)]
         with self.program.before(place):
             if compiled.updates and self.program.variable_of(inputs[0]) is not None:
                 if compiled.updates != {0: 0}:
@@ -200,6 +200,13 @@ class _Application:
             for index, tensor_id in op.outputs.items():
                 item = self.program.emit(operator.getitem, made, index, origin=place)  # type: ignore[arg-type]
                 self._provide(tensor_id, item)
+
+    def _readable(self, value: fx.Node, place: fx.Node) -> fx.Node:
+        """A value where `place` runs: the weight update reads what micro-batches computed, not what they read."""
+        if place.meta.get("context") != "outer" or "input" not in value.meta:
+            return value
+        with self.program.before(self.program.operators()[0]):
+            return self.program.emit(aten.clone.default, value, meta={"pass": "forward", "context": "normal"})
 
     def _emit(self, compiled: CompiledOp, inputs: list[fx.Node], place: fx.Node) -> fx.Node:
         outputs = tuple((tuple(spec.shape), spec.dtype) for spec in compiled.output_specs)

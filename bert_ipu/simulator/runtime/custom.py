@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bert_ipu.simulator.custom_ops import CompiledOp, TensorSpec
+from bert_ipu.simulator.custom_ops import CompiledOp, CustomOpError, TensorSpec
 from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.runtime.random import Draws, random_words
 
 CUSTOM = frozenset({ops.custom_op, ops.custom_op_grad, ops.pattern_op, ops.pattern_update})
 
@@ -26,13 +27,60 @@ def custom_op_function(node: fx.Node) -> Callable[..., Any]:
     else:
         compiled = node.kwargs["compiled"]  # type: ignore[assignment]
     dtypes = [value.dtype for value in _values(node.args)]
-    return (_updater if node.target is ops.pattern_update else _caller)(compiled, dtypes)
+    if node.target is ops.pattern_update:
+        return _updater(compiled, dtypes)
+    call = _caller(compiled, dtypes)
+    return _seeded(call, _number(node)) if compiled.requires_random_seed else call
+
+
+def _number(node: fx.Node) -> int:
+    """The number of the operator's draws; a gradient draws what its forward drew."""
+    forward = node.meta.get("forward_node", node)
+    return int((forward[0] if isinstance(forward, tuple) else forward).meta.get("random", 0))
+
+
+def _seeded(call: Callable[..., tuple[Tensor, ...]], number: int) -> Callable[..., tuple[Tensor, ...]]:
+    """A call that takes the micro-batch's draws first, and makes the operator's seed of them."""
+
+    def seeded(draws: Draws, *inputs: Tensor, **options: Any) -> tuple[Tensor, ...]:
+        low, high = random_words(draws, number, 2)[0].tolist()
+        return call(*inputs, seed=low | high << 32, **options)
+
+    seeded.takes_draws = True  # type: ignore[attr-defined]
+    return seeded
 
 
 def _compile(node: fx.Node) -> CompiledOp:
     specs = [TensorSpec(tuple(value.shape), value.dtype) for value in _values(node.args)]
     options: Any = node.kwargs
-    return CompiledOp(options["domain"], options["name"], options["version"], specs, options["attributes"])
+    compiled = CompiledOp(
+        options["domain"], options["name"], options["version"], specs, options["attributes"]
+    )
+    if node.target is ops.custom_op:
+        _check_outputs(compiled, node, options["outputs"])
+    return compiled
+
+
+def _check_outputs(compiled: CompiledOp, node: fx.Node, declared: ops.Declared) -> None:
+    """Refuse example_outputs that say otherwise than the operator's setup(), where an operator relied on them.
+
+    Outputs that are only returned may differ, as in PopTorch, whose own tests do that.
+    """
+    made = tuple((tuple(spec.shape), spec.dtype) for spec in compiled.output_specs)
+    relied_on = len(made) != len(declared) or any(
+        reader.op == "call_function" and made[item.args[1]] != declared[item.args[1]]  # type: ignore[index]
+        for item in node.users
+        for reader in item.users
+    )
+    if relied_on:
+        raise CustomOpError(
+            f"{compiled.title}: example_outputs say {_shown(declared)}, setup() says {_shown(made)}; give "
+            "example_outputs of the shapes and dtypes that the op has"
+        )
+
+
+def _shown(outputs: ops.Declared) -> str:
+    return ", ".join(f"{shape} {str(dtype).split('.')[-1]}" for shape, dtype in outputs) or "nothing"
 
 
 def _values(args: Sequence[Any]) -> list[Tensor]:
@@ -40,9 +88,9 @@ def _values(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _caller(compiled: CompiledOp, dtypes: Sequence[torch.dtype]) -> Callable[..., tuple[Tensor, ...]]:
-    def call(*inputs: Tensor, **_: Any) -> tuple[Tensor, ...]:
+    def call(*inputs: Tensor, seed: int = 0, **_: Any) -> tuple[Tensor, ...]:
         half = next((x.dtype for x, dtype in zip(inputs, dtypes) if dtype == torch.float16), torch.float32)
-        results = compiled.run(_admitted(inputs, dtypes))
+        results = compiled.run(_admitted(inputs, dtypes), seed=seed)
         device = inputs[0].device if inputs else torch.device("cpu")
         return tuple(
             y.to(device=device, dtype=half if y.dtype == torch.float16 else y.dtype) for y in results
@@ -54,7 +102,7 @@ def _caller(compiled: CompiledOp, dtypes: Sequence[torch.dtype]) -> Callable[...
 def _updater(compiled: CompiledOp, dtypes: Sequence[torch.dtype]) -> Callable[..., Tensor]:
     """Changes the first carrier: its own memory where it has the device's dtype, else by a copy of it."""
 
-    def update(variable: Tensor, *inputs: Tensor, **_: Any) -> Tensor:
+    def change_variable(variable: Tensor, *inputs: Tensor, **_: Any) -> Tensor:
         admitted = _admitted((variable, *inputs), dtypes)
         own = admitted[0].data_ptr() == variable.data_ptr() and admitted[0].is_contiguous()
         if own:
@@ -63,7 +111,7 @@ def _updater(compiled: CompiledOp, dtypes: Sequence[torch.dtype]) -> Callable[..
             variable.copy_(compiled.run(admitted)[0])
         return variable
 
-    return update
+    return change_variable
 
 
 def _admitted(carriers: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:

@@ -102,7 +102,8 @@ class Emitter:
         if target is ops.cond:
             return _branch(self.subroutine(args[1]), self.subroutine(args[2])), [RUN, args[0], *args[3:]]
         if target in CUSTOM:
-            return custom_op_function(node), args
+            function = custom_op_function(node)
+            return function, [DRAWS, *args] if hasattr(function, "takes_draws") else args
         for position in operators.LONG_ARGUMENTS.get(name, ()):
             if position < len(args) and args[position] is not None:
                 args[position] = self.code.emit(operators.as_long, args[position])

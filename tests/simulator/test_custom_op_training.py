@@ -1,0 +1,138 @@
+"""`poptorch.custom_op` in training: an op with a codelet of its own, in pipelines, replicas, half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from custom_op_builds import OPS, load_probe
+from torch import Tensor, nn
+
+import bert_ipu.simulator.poptorch as poptorch
+from bert_ipu.simulator.custom_ops import CustomOpError
+
+pytestmark = pytest.mark.cpp
+
+ROWS, WIDTH = 3, 6
+
+
+def l1_distance(x: Tensor, y: Tensor) -> Tensor:
+    """|x - y|, by the vertex of `ops/l1_codelet.cpp`."""
+    attributes = {"path": str(OPS / "l1_codelet.cpp")}
+    (found,) = poptorch.custom_op([x, y], "L1Distance", "test.probe", 1, [x], attributes)
+    return found
+
+
+class Model(nn.Module):
+    """Two layers, the op between them and the loss; `staged` puts each layer on an IPU of its own."""
+
+    def __init__(self, custom: bool, staged: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.custom, self.staged = custom, staged
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        if self.staged:
+            poptorch.Block.start(ipu_id=1)
+        h = self.second(h)
+        distance = l1_distance(h, target) if self.custom else (h - target).abs()
+        loss: Tensor = poptorch.identity_loss(distance, reduction="mean") if self.custom else distance.mean()
+        return loss
+
+
+def trained(half: bool, accumulation: int, replicas: int, staged: bool) -> tuple[nn.Module, nn.Module]:
+    """Three steps with the op, and three steps of torch on its formula, from the same weights."""
+    load_probe()
+    ours, reference = Model(True, staged), Model(False)
+    if half:
+        ours = ours.half()
+    options = poptorch.Options()
+    options.Training.gradientAccumulation(accumulation)
+    options.replicationFactor(replicas)
+    options.showCompilationProgressBar(False)
+    executor = poptorch.trainingModel(ours, options, poptorch.optim.SGD(ours.parameters(), lr=0.05))
+    optimizer = torch.optim.SGD(reference.parameters(), lr=0.05)
+    generator = torch.Generator().manual_seed(4)
+    for _ in range(3):
+        x, target = torch.randn(2, ROWS * accumulation * replicas, WIDTH, generator=generator)
+        executor(*((x.half(), target.half()) if half else (x, target)))
+        optimizer.zero_grad()
+        reference(x, target).backward()
+        optimizer.step()
+    executor.destroy()
+    return ours, reference
+
+
+@pytest.mark.parametrize(
+    ("half", "accumulation", "replicas", "staged"),
+    [
+        (False, 1, 1, False),
+        (False, 4, 1, False),
+        (False, 4, 1, True),
+        (False, 2, 2, False),
+        (True, 1, 1, False),
+    ],
+)
+def test_an_op_with_its_own_vertex_trains_as_torch_does(
+    half: bool, accumulation: int, replicas: int, staged: bool
+) -> None:
+    ours, reference = trained(half, accumulation, replicas, staged)
+    tolerance = 5e-3 if half else 1e-5
+    for name, expected in reference.named_parameters():
+        found = ours.get_parameter(name).detach().float()
+        torch.testing.assert_close(found, expected.detach(), rtol=tolerance, atol=tolerance)
+        assert not torch.equal(found, Model(False).get_parameter(name).detach()), f"{name} was not trained"
+
+
+def run(
+    name: str, x: Tensor, outputs: list[Tensor], then: Callable[[Tensor], Tensor] = Tensor.clone,
+    **attributes: Any,
+) -> Any:  # fmt: skip
+    """Call an op in an inference model."""
+    load_probe()
+
+    class Calling(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return then(poptorch.custom_op([x], name, "test.probe", 1, outputs, attributes)[0])
+
+    options = poptorch.Options()
+    options.showCompilationProgressBar(False)
+    options.randomSeed(1)
+    return poptorch.inferenceModel(Calling(), options), x
+
+
+def test_a_random_op_draws_anew_at_each_step() -> None:
+    x = torch.ones(64)
+    model, _ = run("Probe", x, [x], kind="random", ints=[0])
+    first, second = model(x), model(x)
+    assert not torch.equal(first, second)
+    again, _ = run("Probe", x, [x], kind="random", ints=[0])
+    assert torch.equal(again(x), first)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "message"),
+    [
+        ("Prope", {}, r"no custom op test\.probe\.Prope:1 is registered \(nearest: test\.probe\.Probe:1"),
+        ("Probe", {"kind": "throw in setup"}, r"setup\(\) of test\.probe\.Probe:1.*is not for me"),
+    ],
+)
+def test_what_goes_wrong_is_a_poptorch_error(name: str, attributes: dict[str, Any], message: str) -> None:
+    x = torch.ones(4)
+    model, _ = run(name, x, [x], **attributes)
+    with pytest.raises(poptorch.Error, match=message) as caught:
+        model(x)
+    assert isinstance(caught.value, CustomOpError)
+
+
+def test_example_outputs_that_differ_from_setup_are_refused_where_an_operator_relies_on_them() -> None:
+    x = torch.ones(4)
+    model, _ = run("Probe", x, [torch.ones(7)], then=torch.relu, kind="unary", ints=[0])
+    with pytest.raises(CustomOpError, match=r"example_outputs.*\(7,\).*setup.*\(4,\)"):
+        model(x)
+    returned, _ = run("Probe", x, [torch.ones(7)], kind="unary", ints=[0])
+    assert torch.equal(returned(x), x)
