@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +135,31 @@ def test_a_batch_samplers_batches_are_joined() -> None:
 def test_an_unseeded_shuffle_over_processes_is_refused() -> None:
     with pytest.raises(AssertionError, match="randomSeed"):
         poptorch.DataLoader(_options(1, 2, 0), Numbers(8), shuffle=True)
+
+
+def _abandon_an_accessor(pids: Connection) -> None:
+    accessor = poptorch.AsynchronousDataAccessor(Numbers(4), sharing_strategy=poptorch.SharingStrategy.Fork)
+    assert accessor._worker is not None
+    pids.send(accessor._worker._process.pid)
+    os._exit(1)
+
+
+def _runs(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    try:
+        return status.read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_the_worker_ends_when_its_reader_dies() -> None:
+    fork = multiprocessing.get_context("fork")
+    pids, sender = fork.Pipe(duplex=False)
+    reader = fork.Process(target=_abandon_an_accessor, args=(sender,))
+    reader.start()
+    worker = pids.recv()
+    reader.join()
+    deadline = time.monotonic() + 10
+    while _runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not _runs(worker)
