@@ -56,10 +56,10 @@ def report(loaded: Sequence[str], executor: Any) -> List[str]:
     """One line for each pattern that matched: how often, and what that saves per micro-batch or update."""
     if not loaded:
         return []
-    if not hasattr(type(executor), "getPatternChanges"):
+    if not hasattr(type(executor), "pattern_changes"):
         return [f"custom ops        {', '.join(loaded)} loaded; POPART_LOG_LEVEL=DEBUG shows what they match"]
     counts: Dict[Tuple[str, str], List[int]] = defaultdict(lambda: [0, 0, 0])
-    for change in executor.getPatternChanges():
+    for change in executor.pattern_changes():
         total = counts[change.pattern, change.matched]
         for index, value in enumerate((1, *savings(change))):
             total[index] += value

@@ -70,7 +70,7 @@ class Run:
             ids = torch.randint(0, ids_below, (rows, LENGTH), generator=generator)
             executor(ids, torch.randint(0, VOCABULARY, (rows, LENGTH), generator=generator))
         program = executor._session.program  # type: ignore[union-attr]
-        self.changes = executor.getPatternChanges()
+        self.changes = executor.pattern_changes()
         self.program = program
         self.weights = {name: value.clone() for name, value in model.state_dict().items()}
         executor.destroy()
@@ -156,7 +156,7 @@ def test_inference_has_no_dropout_and_the_same_outputs() -> None:
     for on in (False, True):
         executor = poptorch.inferenceModel(Attention(False), quiet_options({"RemoveInferenceDropout": on}))
         outputs.append(executor(X))
-        changes.append(executor.getPatternChanges())
+        changes.append(executor.pattern_changes())
     assert [len(each) for each in changes] == [0, 2]
     assert torch.equal(*outputs)
 
@@ -171,7 +171,7 @@ def test_attention_gradients_pass_without_mask_and_scale() -> None:
     model = Attention(True)
     executor = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.0))
     dropped, hidden, out, _ = executor(X)
-    assert [change.pattern for change in executor.getPatternChanges()] == ["DisableAttnDropoutBwd"]
+    assert [change.pattern for change in executor.pattern_changes()] == ["DisableAttnDropoutBwd"]
     probabilities = reference.probabilities(X)
     kept = (
         probabilities + (dropped - probabilities).detach()
@@ -193,4 +193,4 @@ def test_without_a_library_a_compile_asks_for_no_patterns(monkeypatch: pytest.Mo
     options.showCompilationProgressBar(False)
     executor = poptorch.inferenceModel(nn.Linear(WIDTH, 2), options)
     executor(X)
-    assert executor.getPatternChanges() == []
+    assert executor.pattern_changes() == []

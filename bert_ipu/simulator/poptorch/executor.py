@@ -428,7 +428,7 @@ class PoplarExecutor:
     def _debugGetPopartIR(self) -> str:
         return self._compiled().popart_ir()
 
-    def getPatternChanges(self) -> list[PatternChange]:
+    def pattern_changes(self) -> list[PatternChange]:
         """The simulator's own: what the patterns of loaded custom-op libraries did when this was compiled."""
         return list(self._compiled().program.pattern_changes)
 
