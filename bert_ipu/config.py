@@ -190,7 +190,8 @@ class CustomOpsConfig:
 
     group_pattern: bool = setting(
         False, "lay gradients out like what they are added to; needs optim.combined_accumulation")
-    sparse_sgd: bool = setting(False, "accumulate only the rows of an embedding that were looked up")
+    sparse_sgd: bool = setting(
+        False, "accumulate only the looked-up rows of embeddings; needs optim.combined_accumulation")
     dropout_removal: bool = setting(False, "remove dropouts from the compiled evaluation")
     unmasked_attention_gradient: bool = setting(
         False, "pass gradients through attention dropout unchanged: deliberately biased, for fine-tuning")
@@ -472,9 +473,10 @@ def impossible_sizes(config: RunConfig) -> List[str]:
     need(not config.optim.combined_accumulation or config.optim.name == "sgd",
          f"optim.combined_accumulation = true is for optim.name = sgd, which is {config.optim.name}: "
          f"change one of the two")
-    need(not config.custom_ops.group_pattern or config.optim.combined_accumulation,
-         "custom_ops.group_pattern = true matches only sgd with optim.combined_accumulation = true: "
-         "set both, or neither")
+    for name in ("group_pattern", "sparse_sgd"):
+        need(not getattr(config.custom_ops, name) or config.optim.combined_accumulation,
+             f"custom_ops.{name} = true matches only optim.name = sgd with optim.combined_accumulation = true: "
+             f"set all of them, or custom_ops.{name}=false")
     if isinstance(config, (PretrainConfig, SquadConfig)):
         problems += _impossible_lengths(config)
     return problems

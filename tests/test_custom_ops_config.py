@@ -41,7 +41,8 @@ def test_switches_reach_the_options() -> None:
 @pytest.mark.parametrize(
     ("overrides", "part"),
     [
-        (["custom_ops.group_pattern=true"], "matches only sgd with optim.combined_accumulation"),
+        (["custom_ops.group_pattern=true"], "group_pattern = true matches only optim.name = sgd with"),
+        (["custom_ops.sparse_sgd=true"], "sparse_sgd = true matches only optim.name = sgd with"),
         (["optim.combined_accumulation=true"], "is for optim.name = sgd, which is adamw"),
     ],
 )
