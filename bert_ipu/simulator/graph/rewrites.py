@@ -131,7 +131,7 @@ def _cosine_similarity(x: Tensor, y: Tensor, dim: int = 1, eps: float = 1e-8) ->
     # torch's own parts bound the norms in place without recording it, which has no functional form.
     x, y = aten.broadcast_tensors([x, y])  # type: ignore[no-untyped-call]
     norms = [torch.linalg.vector_norm(v, dim=dim, keepdim=True).clamp(min=eps) for v in (x, y)]
-    product: Tensor = x / norms[0] * (y / norms[1])  # type: ignore[no-any-return]
+    product: Tensor = x / norms[0] * (y / norms[1])
     return product.sum(dim)
 
 
