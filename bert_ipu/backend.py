@@ -16,7 +16,7 @@ from bert_ipu.errors import ConfigError
 CUSTOM_OPS = Path(__file__).resolve().parents[1] / "custom_ops"
 NUMERICS = {
     "fast": "half precision is computed in the format this CPU multiplies fastest, not rounded as on an IPU",
-    "ipu": "every result is rounded to float16 as on an IPU, at the CPU's cost",
+    "ipu": "half precision is rounded to float16 after every operator, as on an IPU, at the CPU's cost",
 }
 
 

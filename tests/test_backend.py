@@ -23,7 +23,7 @@ def test_without_sdk_auto_takes_the_simulator() -> None:
         "from bert_ipu.backend import activate; from bert_ipu.config import IpuConfig\n"
         "print(*activate(IpuConfig(numerics='ipu')))\n"
         "import poptorch; print(poptorch.Options().__module__)")
-    assert output.startswith("simulator no Poplar SDK is installed; numerics ipu: every result is rounded")
+    assert output.startswith("simulator no Poplar SDK is installed; numerics ipu: half precision is rounded")
     assert "bert_ipu.simulator" in output.splitlines()[-1]
 
 
