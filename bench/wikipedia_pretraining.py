@@ -21,8 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bert_ipu.batch import IGNORED_LABEL
 from bert_ipu.config import PretrainConfig, load_config
@@ -30,6 +29,7 @@ from bert_ipu.pretraining_data import open_pretraining_data
 from bert_ipu.recorder import METRICS_NAME, read_metrics
 from bert_ipu.records import MANIFEST_NAME, Records
 
+ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("BERT_IPU_SHARED", ROOT.parent / "shared")) / "data"
 WIKIPEDIA = SHARED / "wikipedia"
 INPUTS = [
