@@ -13,13 +13,14 @@ import argparse
 import importlib.util
 import os
 import random
-import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 import types
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -28,11 +29,20 @@ from articles import articles
 from sentences import SentenceSplitter
 from sources import Reader
 
-SCRIPT = Path(__file__).parents[1] / "data/prepare_wikipedia.py"
+SCRIPTS = Path(__file__).parents[1] / "data"
 DUPLICATION = 5
 _SPEED_BYTES = 50_000_000
 _UPSTREAM_BYTES = 8_000_000
 """Upstream holds all instances in memory and takes a minute for this much."""
+_RUN_AND_REPORT = """
+import resource, sys
+import prepare_wikipedia
+status = prepare_wikipedia.main()
+used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print(*(each.ru_utime + each.ru_stime for each in used), *(each.ru_maxrss / 1024 for each in used))
+sys.exit(status)
+"""
+"""Our script, and at the end what it used: CPU-seconds and peak MB, of itself and of its workers."""
 
 
 def main() -> None:
@@ -44,10 +54,27 @@ def main() -> None:
     parser.add_argument("--vocab", type=Path, required=True)
     parser.add_argument("--upstream", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--repeat", type=int, default=1, help="times that ours gets the text (speed)")
     parser.add_argument("--sizes-mb", type=int, nargs="+", default=[50, 500, 2000])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
         (speed if options.what == "speed" else memory)(options, Path(directory))
+
+
+class Usage(NamedTuple):
+    """What one run of our script used."""
+
+    wall_s: float
+    own_cpu_s: float
+    """CPU-seconds of the process that the user starts."""
+    workers_cpu_s: float
+    peak_mb: float
+    """Of the largest process."""
+
+    @property
+    def cpu_s(self) -> float:
+        """CPU-seconds of all processes."""
+        return self.own_cpu_s + self.workers_cpu_s
 
 
 def documents(paths: list[Path], limit: int) -> list[list[str]]:
@@ -65,15 +92,24 @@ def speed(options: argparse.Namespace, directory: Path) -> None:
     """Upstream reads one sentence a line; splitting the sentences is not counted for it, but is for us."""
     ours, theirs = directory / "ours.txt", directory / "theirs.txt"
     texts = documents(options.text, _SPEED_BYTES)
-    ours.write_text("\n\n".join("\n".join(paragraphs) for paragraphs in texts))
+    with open(ours, "w") as file:
+        for paragraphs in texts * options.repeat:
+            file.write("\n".join(paragraphs) + "\n\n")
     texts = documents(options.text, _UPSTREAM_BYTES)
     split = SentenceSplitter().split
     theirs.write_text("\n\n".join("\n".join(s for p in paragraphs for s in split(p)) for paragraphs in texts))
     size_mb, upstream_mb = ours.stat().st_size / 1e6, theirs.stat().st_size / 1e6
+    seconds: dict[int, list[float]] = {1: [], 2: []}
     for number in range(options.rounds):
-        for workers in (1, 2):
-            cpu_s, wall_s, _ = prepared(ours, options.vocab, directory / f"out{number}{workers}", workers)
-            print(f"ours, {workers} processes: {size_mb / cpu_s:.2f} MB/CPU-s, {size_mb / wall_s:.2f} MB/s")
+        for workers, walls in seconds.items():
+            used = prepared(ours, options.vocab, directory / f"out{number}{workers}", workers)
+            walls.append(used.wall_s)
+            print(
+                f"ours, {workers} processes: {size_mb / used.cpu_s:.2f} MB/CPU-s, "
+                f"{size_mb / used.wall_s:.2f} MB/s; {used.cpu_s:.2f} CPU-s, "
+                f"{used.own_cpu_s:.2f} of them in the process that shares out the work",
+                flush=True,
+            )
         if options.upstream:
             started = time.process_time()
             instances = upstream_instances(options.upstream, theirs, options.vocab)
@@ -82,20 +118,22 @@ def speed(options: argparse.Namespace, directory: Path) -> None:
                 f"upstream, duplication {DUPLICATION}: {upstream_mb / cpu_s:.2f} MB/CPU-s, "
                 f"{instances / cpu_s:,.0f} instances/CPU-s"
             )
+    one, two = (statistics.median(walls) for walls in seconds.values())
+    print(f"2 processes against 1: {one / two:.2f}x; load average {os.getloadavg()[0]:.1f}")
 
 
-def prepared(text: Path, vocab: Path, out: Path, workers: int) -> tuple[float, float, float]:
-    """CPU-seconds, seconds and peak MB of one process, start-up included, of our script."""
-    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, str(SCRIPT), str(text), "--vocab", str(vocab)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(
+def prepared(text: Path, vocab: Path, out: Path, workers: int) -> Usage:
+    """Run our script as a user does and return what it used, start-up included."""
+    command = [sys.executable, "-c", _RUN_AND_REPORT, str(text), "--vocab", str(vocab)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPTS)}
+    started = time.perf_counter()
+    done = subprocess.run(
         [*command, "--out", str(out), "--pack", "--workers", str(workers)],
-        check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        check=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
-    after, wall_s = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter() - started
-    cpu_s = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
-    return cpu_s, wall_s, after.ru_maxrss / 1024
+    wall_s = time.perf_counter() - started
+    own_s, workers_s, own_mb, workers_mb = map(float, done.stdout.splitlines()[-1].split())
+    return Usage(wall_s, own_s, workers_s, max(own_mb, workers_mb))
 
 
 def upstream_instances(script: Path, text: Path, vocab: Path) -> int:
@@ -128,16 +166,10 @@ def memory(options: argparse.Namespace, directory: Path) -> None:
         with open(path, "wb") as file:
             while file.tell() < size_mb * 1_000_000:
                 file.write(block[: size_mb * 1_000_000 - file.tell()].rsplit(b"\n\n", 1)[0] + b"\n\n")
-        # A process of its own: the peak that the system reports for children only grows.
-        code = (
-            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import data_preparation as b; "
-            f"from pathlib import Path; print(*b.prepared(Path({str(path)!r}), Path({str(options.vocab)!r}), "
-            f"Path({str(directory)!r}) / 'out{size_mb}', 1))"
-        )
-        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-        cpu_s, _, peak_mb = map(float, done.stdout.split())
+        used = prepared(path, options.vocab, directory / f"out{size_mb}", 1)
         size_mb = path.stat().st_size / 1e6
-        print(f"{size_mb:.0f} MB of text: peak {peak_mb:.0f} MB, {size_mb / cpu_s:.2f} MB/CPU-s", flush=True)
+        rate = size_mb / used.cpu_s
+        print(f"{size_mb:.0f} MB of text: peak {used.peak_mb:.0f} MB, {rate:.2f} MB/CPU-s", flush=True)
 
 
 if __name__ == "__main__":

@@ -66,9 +66,7 @@ def main() -> int:
     medians = {instances: statistics.median(measured) for instances, measured in seconds.items()}
     rows = 2 * arguments.accumulation
     for instances, median in medians.items():
-        print(
-            f"{instances} instances and cores: {median:.3f} s a step, {rows / median:.1f} sequences/s"
-        )
+        print(f"{instances} instances and cores: {median:.3f} s a step, {rows / median:.1f} sequences/s")
     speed_up = medians[1] / medians[2]
     print(f"speed-up {speed_up:.2f} (asked: {ASKED}); load average {os.getloadavg()[0]:.1f}")
     return 0 if speed_up >= ASKED else 1

@@ -92,6 +92,11 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def shard_name(number: int) -> str:
+    """The file name of shard `number` of a data set."""
+    return f"rows-{number:05d}.bin"
+
+
 def write_shard(directory: Path, number: int, rows: Rows, layout: Layout) -> Shard:
     """Write `rows` as shard `number` of a data set and return its manifest entry.
 
@@ -102,7 +107,7 @@ def write_shard(directory: Path, number: int, rows: Rows, layout: Layout) -> Sha
     for field, values in zip(Rows._fields, rows):
         records[field] = values
     records["checksum"] = _checksums(records, np.full(len(records), number), np.arange(len(records)))
-    shard = Shard(f"rows-{number:05d}.bin", number, len(records))
+    shard = Shard(shard_name(number), number, len(records))
     with atomic_file(directory / shard.name) as file:
         file.write(records.tobytes())
     return shard

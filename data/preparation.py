@@ -26,7 +26,7 @@ from sentences import SentenceEncoder, SentenceSplitter
 from sources import PIECE_BYTES, Piece
 
 from bert_ipu.errors import DataError
-from bert_ipu.records import Layout, Rows, Shard, atomic_file, write_shard
+from bert_ipu.records import Layout, Rows, Shard, atomic_file, shard_name, write_shard
 from bert_ipu.tokenizer import read_vocab
 
 _PARTS_VERSION = 1
@@ -159,6 +159,16 @@ class Group(NamedTuple):
     number: int
     parts: list[int]
 
+    @property
+    def path(self) -> Path:
+        """The shard's file."""
+        return self.directory / shard_name(self.number)
+
+    def shard(self, layout: Layout) -> Shard:
+        """The manifest's entry of a shard that is written."""
+        rows = self.path.stat().st_size // layout.dtype().itemsize
+        return Shard(self.path.name, self.number, rows)
+
 
 def groups(job: Job, directory: Path, parts: list[int]) -> Iterator[Group]:
     """The groups of a data set: its parts in order, a new group once GROUP_TOKENS are reached."""
@@ -171,13 +181,12 @@ def groups(job: Job, directory: Path, parts: list[int]) -> Iterator[Group]:
             number, first, tokens = number + 1, place, 0
 
 
-def write_group(job: Job, group: Group) -> Shard:
-    """Pack the sequences of a group, shuffle the rows and write them as a shard."""
+def write_group(job: Job, group: Group) -> None:
+    """Pack the sequences of a group, shuffle the rows and write them as a shard, if it is not there yet."""
+    if group.path.exists():
+        return
     sequences = _read_parts(job, group.parts)
     layout = job.layout()
-    path = group.directory / f"rows-{group.number:05d}.bin"
-    if path.exists():
-        return Shard(path.name, group.number, path.stat().st_size // layout.dtype().itemsize)
     lengths = (
         sequences.first_lengths.astype(np.int64) + sequences.second_lengths + SPECIAL_TOKENS_PER_SEQUENCE
     )
@@ -186,7 +195,7 @@ def write_group(job: Job, group: Group) -> Shard:
     members = assign(lengths, strategies, job.max_sequences_per_pack, seed=job.seed + group.number)
     vocabulary = _vocabulary(job.vocab_file)
     rows = build_rows(sequences, members, layout, vocabulary["[CLS]"], vocabulary["[SEP]"])
-    return write_shard(group.directory, group.number, rows, layout)
+    write_shard(group.directory, group.number, rows, layout)
 
 
 def _read_parts(job: Job, parts: list[int]) -> Sequences:

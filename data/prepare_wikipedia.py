@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
+from histogram import length_histogram_svg
 from packing import least_rows
 from preparation import Job, encode_piece, groups, start, summary, write_group
 from sources import Reader
@@ -174,7 +175,7 @@ def assemble(job: Job, directory: Path, parts: list[int], ranks: Ranks, workers:
         pass
     ranks.barrier()
     if ranks.rank == 0:
-        finish(job, directory, parts, [write_group(job, group) for group in everything])
+        finish(job, directory, parts, [group.shard(job.layout()) for group in everything])
     ranks.barrier()
 
 
@@ -221,11 +222,12 @@ def finish(job: Job, directory: Path, parts: list[int], shards: list[Shard]) -> 
     }
     with atomic_file(directory / "report.json") as file:
         file.write(json.dumps(report, indent=1).encode())
-    picture = draw_histogram(histogram, directory / "lengths.png")
+    with atomic_file(directory / "lengths.svg") as file:
+        file.write(length_histogram_svg(histogram).encode())
     write_manifest(directory, job.layout(), shards, job.vocab_file, report)
     for name, value in list(report.items())[:-1]:
         print(f"{name:>40} {value:,}")
-    print(f"{directory}: {len(shards)} shards; report.json" + (", lengths.png" if picture else ""))
+    print(f"{directory}: {len(shards)} shards, report.json, lengths.svg")
 
 
 def _no_text(job: Job) -> str:
@@ -233,23 +235,6 @@ def _no_text(job: Job) -> str:
         f"No text was found in {', '.join(map(str, job.inputs))}. Give a pages-articles dump, WikiExtractor "
         "output, or plain text with blank lines between documents."
     )
-
-
-def draw_histogram(histogram: np.ndarray, path: Path) -> bool:
-    """A picture of the sequence lengths; False where matplotlib is not installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.add_subplot(
-        xlabel="tokens of a sequence", ylabel="sequences", title="Lengths before packing"
-    )
-    axes.bar(np.arange(len(histogram)), histogram, width=1.0)
-    axes.set_yscale("log")
-    with atomic_file(path) as file:
-        figure.savefig(file, format="png")
-    return True
 
 
 if __name__ == "__main__":
