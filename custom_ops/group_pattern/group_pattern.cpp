@@ -97,11 +97,19 @@ bool comesFromMatMul(popart::Tensor *tensor) {
   return false;
 }
 
+// The variable a tensor is a value of: through ops of one input, and through
+// updates, whose first input is the variable before them.
 popart::Tensor *rootVariable(popart::Tensor *tensor) {
   while (tensor->tensorType() != popart::TensorType::Variable) {
-    if (!tensor->hasProducer() || tensor->getProducer()->input->n() != 1)
+    if (!tensor->hasProducer())
       return nullptr;
-    tensor = tensor->getProducer()->input->tensors().front();
+    popart::Op *op = tensor->getProducer();
+    if (op->isConvertibleTo<popart::VarUpdateOp>())
+      tensor = op->inTensor(popart::VarUpdateOp::getVarToUpdateInIndex());
+    else if (op->input->n() == 1)
+      tensor = op->input->tensors().front();
+    else
+      return nullptr;
   }
   return tensor;
 }

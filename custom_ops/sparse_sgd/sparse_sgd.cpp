@@ -14,7 +14,9 @@
 #include <popart/names.hpp>
 #include <popart/op.hpp>
 #include <popart/op/accumulate.hpp>
+#include <popart/op/add.hpp>
 #include <popart/op/gather.hpp>
+#include <popart/op/sum.hpp>
 #include <popart/opmanager.hpp>
 #include <popart/opserialiser.hpp>
 #include <popart/optimizervalue.hpp>
@@ -23,6 +25,7 @@
 #include <popart/popx/opx.hpp>
 #include <popart/popx/opxmanager.hpp>
 #include <popart/tensor.hpp>
+#include <popart/tensorindex.hpp>
 #include <popart/tensors.hpp>
 #include <popart/topocons.hpp>
 #include <popops/Cast.hpp>
@@ -129,60 +132,77 @@ private:
   }
 };
 
-// GatherGrad followed by Accumulate becomes SparseSGD1Accumulate, if nothing
-// else reads the gradient table, lookups are along axis 0 and the table has
-// rank 2. All else stays dense, which is slower and equally right.
+// A gradient table that is accumulated, by itself or within the sum that is a
+// tied weight's gradient, is never built: its rows are accumulated instead. All
+// else stays dense, which is slower and equally right: tables that something
+// else reads too, of another rank than 2, or of lookups along another axis.
 class SparseSGDPattern : public popart::PreAliasPattern {
 public:
   bool matches(popart::Op *op) const override {
     const auto *gather = dynamic_cast<popart::GatherGradOp *>(op);
-    return gather && gather->getAxis() == 0 && accumulateOf(op) != nullptr;
+    return gather && gather->getAxis() == 0 && tableOf(op)->info.rank() == 2 &&
+           accumulateOf(tableOf(op)) != nullptr;
   }
 
+  // The table goes, and so do its rows from the sums it is part of.
   std::vector<const popart::Tensor *> touches(popart::Op *op) const override {
-    return {op->outTensor(popart::GatherGradOp::gradOutIndex())};
+    std::vector<const popart::Tensor *> changed;
+    popart::Tensor *gradient = tableOf(op);
+    for (; isSum(readerOf(gradient)); gradient = sumOf(readerOf(gradient)))
+      changed.push_back(gradient);
+    changed.push_back(gradient);
+    return changed;
   }
 
   bool apply(popart::Op *op) const override {
-    popart::AccumulateOp *dense = accumulateOf(op);
-    popart::Graph &graph = op->getGraph();
-    auto sparse = graph.createOp<SparseSGD1AccumulateOp>(
-        factorOf(*dense),
-        popart::Op::Settings(graph, dense->name() + "_sparse"));
-    transferBaseProperties(dense, sparse);
-    sparse->settings.executionContext = dense->settings.executionContext;
-    sparse->settings.optimizerOp = dense->settings.optimizerOp;
-    connectInputs(*op, *dense, *sparse);
-    graph.topoCons->transfer(op, sparse);
-    graph.topoCons->transfer(dense, sparse);
-
-    const auto out = popart::AccumulateOp::getUpdatedVarOutIndex();
-    const popart::TensorId updated = dense->outId(out);
-    const popart::TensorId table =
-        op->outId(popart::GatherGradOp::gradOutIndex());
-    erase(*dense);
+    popart::Op *reader = readerOf(tableOf(op));
+    popart::AccumulateOp *dense = accumulateOf(tableOf(op));
+    SparseSGD1AccumulateOp *sparse = createSparse(*op, *dense);
+    if (reader == dense)
+      replace(*dense, *sparse);
+    else
+      accumulateBefore(*dense, *sparse, *reader, *tableOf(op));
     erase(*op);
-    graph.getTensors().remove(table);
-    sparse->connectOutTensor(out, updated);
-    sparse->setup();
-    popart::logging::pattern::debug("SparseSGDPattern: {} is accumulated "
-                                    "sparsely",
-                                    updated);
+    popart::logging::pattern::debug(
+        "SparseSGDPattern: {} is accumulated sparsely",
+        sparse->outId(SparseSGD1AccumulateOp::getUpdatedVarOutIndex()));
     return true;
   }
 
 private:
-  // The accumulation that is the only reader of a gradient table.
-  static popart::AccumulateOp *accumulateOf(popart::Op *gatherGrad) {
-    const popart::Tensor *table =
-        gatherGrad->outTensor(popart::GatherGradOp::gradOutIndex());
-    const auto consumers = table->consumers.getOps();
-    if (consumers.size() != 1 || table->info.rank() != 2)
+  using Dense = popart::AccumulateOp;
+  using Sparse = SparseSGD1AccumulateOp;
+
+  static popart::Tensor *tableOf(popart::Op *gatherGrad) {
+    return gatherGrad->outTensor(popart::GatherGradOp::gradOutIndex());
+  }
+
+  static popart::Tensor *sumOf(popart::Op *sum) { return sum->outTensor(0); }
+
+  // The only reader of a gradient, which reads it once.
+  static popart::Op *readerOf(const popart::Tensor *gradient) {
+    if (gradient->consumers.getTotal() != 1)
       return nullptr;
-    auto *accumulate = dynamic_cast<popart::AccumulateOp *>(consumers.front());
+    return gradient->consumers.getOps().front();
+  }
+
+  // The sum of two gradients of one weight.
+  static bool isSum(const popart::Op *op) {
+    return op &&
+           (op->isConvertibleTo<popart::SumOp>() ||
+            op->isConvertibleTo<popart::AddOp>()) &&
+           op->input->n() == 2 && op->inInfo(0) == op->inInfo(1);
+  }
+
+  // The accumulation at the end of a gradient's way, if there are only sums
+  // before it.
+  static Dense *accumulateOf(popart::Tensor *gradient) {
+    popart::Op *reader = readerOf(gradient);
+    for (; isSum(reader); reader = readerOf(gradient))
+      gradient = sumOf(reader);
+    auto *accumulate = dynamic_cast<Dense *>(reader);
     if (accumulate == nullptr ||
-        accumulate->inTensor(popart::AccumulateOp::getUpdaterInIndex()) !=
-            table)
+        accumulate->inTensor(Dense::getUpdaterInIndex()) != gradient)
       return nullptr;
     const auto type = accumulate->getAccumulationType();
     const bool adds = type == popart::AccumulationType::Add ||
@@ -190,33 +210,80 @@ private:
     return adds ? accumulate : nullptr;
   }
 
-  static popart::OptimizerValue factorOf(const popart::AccumulateOp &dense) {
+  static popart::OptimizerValue factorOf(const Dense &dense) {
     // Add ignores the factor.
     if (dense.getAccumulationType() == popart::AccumulationType::Add)
       return popart::OptimizerValue(1.0f, true);
     return dense.getFactor();
   }
 
-  static void connectInputs(popart::Op &gather,
-                            const popart::AccumulateOp &dense,
-                            SparseSGD1AccumulateOp &sparse) {
-    using SparseOp = SparseSGD1AccumulateOp;
-    using Dense = popart::AccumulateOp;
-    sparse.connectInTensor(SparseOp::getVarToUpdateInIndex(),
-                           dense.inId(Dense::getVarToUpdateInIndex()));
-    sparse.connectInTensor(SparseOp::getUpdaterInIndex(),
-                           gather.inId(popart::GatherGradOp::gradInIndex()));
-    if (!sparse.factor().isConst())
-      sparse.connectInTensor(SparseOp::getFactorInIndex(),
-                             dense.inId(Dense::getFactorInIndex()));
-    sparse.connectInTensor(SparseOp::getIndicesInIndex(),
-                           gather.inId(popart::GatherGradOp::indicesInIndex()));
+  // Adds the rows to what `dense` adds its gradient to; the result is not
+  // connected yet.
+  Sparse *createSparse(popart::Op &gather, Dense &dense) const {
+    popart::Graph &graph = dense.getGraph();
+    auto sparse = graph.createOp<Sparse>(
+        factorOf(dense), popart::Op::Settings(graph, dense.name() + "_sparse"));
+    transferBaseProperties(&dense, sparse);
+    sparse->settings.executionContext = dense.settings.executionContext;
+    sparse->settings.optimizerOp = dense.settings.optimizerOp;
+    sparse->connectInTensor(Sparse::getVarToUpdateInIndex(),
+                            dense.inId(Dense::getVarToUpdateInIndex()));
+    sparse->connectInTensor(Sparse::getUpdaterInIndex(),
+                            gather.inId(popart::GatherGradOp::gradInIndex()));
+    if (!sparse->factor().isConst())
+      sparse->connectInTensor(Sparse::getFactorInIndex(),
+                              dense.inId(Dense::getFactorInIndex()));
+    sparse->connectInTensor(
+        Sparse::getIndicesInIndex(),
+        gather.inId(popart::GatherGradOp::indicesInIndex()));
+    graph.topoCons->transfer(&gather, sparse);
+    return sparse;
   }
 
+  // The table was all there was to accumulate.
+  static void replace(Dense &dense, Sparse &sparse) {
+    const auto out = Dense::getUpdatedVarOutIndex();
+    const popart::TensorId updated = dense.outId(out);
+    dense.getGraph().topoCons->transfer(&dense, &sparse);
+    dense.disconnectAllOutputs();
+    erase(dense);
+    sparse.connectOutTensor(out, updated);
+    sparse.setup();
+  }
+
+  // The rows first, then the sum without them. Reading the accumulator that
+  // holds the rows, `dense` cannot run before `sparse`.
+  static void accumulateBefore(Dense &dense, Sparse &sparse, popart::Op &sum,
+                               popart::Tensor &table) {
+    const auto variable = Dense::getVarToUpdateInIndex();
+    sparse.createAndConnectOutTensor(
+        Sparse::getUpdatedVarOutIndex(),
+        dense.getIr().createIntermediateTensorId(dense.inId(variable)));
+    sparse.setup();
+    reconnect(dense, variable, sparse.outId(Sparse::getUpdatedVarOutIndex()));
+
+    popart::Op *reader = readerOf(sumOf(&sum));
+    const auto index = reader->input->indices(sumOf(&sum)).front();
+    const bool tableIsFirst = sum.inTensor(0) == &table;
+    reconnect(*reader, index, sum.inId(tableIsFirst ? 1 : 0));
+    erase(sum);
+  }
+
+  static void reconnect(popart::Op &op, popart::InIndex index,
+                        const popart::TensorId &id) {
+    op.disconnectInTensor(index, op.inTensor(index));
+    op.connectInTensor(index, id);
+  }
+
+  // Removes an op with the tensors it makes.
   static void erase(popart::Op &op) {
+    popart::Graph &graph = op.getGraph();
+    const auto made = op.output->tensorIdMap();
     op.disconnectAllInputs();
     op.disconnectAllOutputs();
-    op.getGraph().eraseOp(op.id);
+    graph.eraseOp(op.id);
+    for (const auto &output : made)
+      graph.getTensors().remove(output.second);
   }
 };
 

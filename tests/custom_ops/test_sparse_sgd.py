@@ -160,6 +160,61 @@ def test_the_pattern_replaces_gather_gradient_and_accumulation(accumulation: str
     torch.testing.assert_close(compiled.run(inputs)[0].double(), dense(table, rows, index, factor))
 
 
+def tied_graph(*, sum_type: str = "Add", lookups: int = 1, rows_first: bool = False) -> GraphBuilder:
+    """A table that is looked up and multiplied: its gradient is the sum of all these gradients."""
+    load_own("sparse_sgd")
+    builder = GraphBuilder()
+    builder.tensor("accumulator", (7, 4), "variable")
+    builder.tensor("product", (7, 4))
+    gradient = "product"
+    for i in range(lookups):
+        builder.tensor(f"dy{i}", (3, 4))
+        builder.tensor(f"ids{i}", (3,), "stream", torch.int32)
+        table = builder.op("GatherGrad", [f"dy{i}", f"ids{i}"], f"table{i}", (7, 4), axis=0)
+        addends = [table, gradient] if rows_first else [gradient, table]
+        gradient = builder.op(sum_type, addends, f"sum{i}", (7, 4))
+    attributes = {"accumulation_type": "DampenedAdd", "factor": 0.5, "factor_const": 1}
+    builder.op("Accumulate", ["accumulator", gradient], "updated", (7, 4), **attributes)
+    return builder
+
+
+@pytest.mark.parametrize("sum_type", ["Add", "Sum"])
+@pytest.mark.parametrize("rows_first", [False, True])
+@pytest.mark.parametrize("lookups", [1, 2])
+def test_the_rows_of_a_tied_table_leave_the_sum_and_are_accumulated_first(
+    sum_type: str, rows_first: bool, lookups: int
+) -> None:
+    builder = tied_graph(sum_type=sum_type, lookups=lookups, rows_first=rows_first)
+    edits = builder.graph.run_patterns("optimizer")
+    assert [(edit.matched_type, len(edit.removed), len(edit.added)) for edit in edits] == [
+        ("GatherGrad", 2, 1)
+    ] * lookups
+    *sparse, dense = builder.graph.ops()
+    assert [op.type for op in sparse] == ["SparseSGD1Accumulate"] * lookups
+    value = "accumulator"
+    for op in sparse:  # each adds to what the one before it made
+        number = op.inputs[1].removeprefix("dy")
+        assert op.inputs == {0: value, 1: f"dy{number}", 3: f"ids{number}"}
+        value = op.outputs[0]
+    assert (dense.type, dense.inputs, dense.outputs) == (
+        "Accumulate",
+        {0: value, 1: "product"},
+        {0: "updated"},
+    )
+    gone = {"table0", "sum0", "table1", "sum1"}
+    assert not gone & set(builder.graph.tensors())
+
+
+@pytest.mark.parametrize("anchored", ["table0", "sum0", "sum1"])
+def test_a_sum_that_the_user_reads_keeps_its_rows(anchored: str) -> None:
+    builder = tied_graph(lookups=2)
+    builder.graph.set_anchors([anchored])
+    builder.graph.run_patterns("optimizer")
+    assert anchored in builder.graph.tensors()
+    kept = builder.types().count("GatherGrad")
+    assert kept == (2 if anchored == "sum1" else 1)
+
+
 @pytest.mark.parametrize("change", [{"axis": 1}, {"second_reader": True}, {"accumulation": "MovingAverage"}])
 def test_the_pattern_leaves_dense_what_it_must(change: dict[str, object]) -> None:
     load_own("sparse_sgd")

@@ -112,8 +112,43 @@ def test_sparse_accumulation_trains_the_weights_of_dense(options: dict[str, Any]
         torch.testing.assert_close(sparse.weights[name], value, rtol=tolerance, atol=tolerance)
 
 
-def test_a_tied_table_stays_dense() -> None:
-    assert Run({"SparseSGDPattern": True}, tied=True, steps=1).changes == []
+TIED: list[tuple[dict[str, Any], float]] = [
+    ({}, 1e-6),
+    ({"steps": 20}, 1e-5),
+    ({"replicas": 2}, 1e-6),
+    ({"accumulation": 1}, 1e-6),
+    ({"half": True, "steps": 20}, 2e-2),
+]
+
+
+@pytest.mark.parametrize(("options", "tolerance"), TIED)
+def test_the_lookups_of_a_tied_table_are_accumulated_sparsely(
+    options: dict[str, Any], tolerance: float
+) -> None:
+    """The rows go to the accumulator by themselves, the decoder's gradient as before."""
+    dense = Run({}, tied=True, **options)
+    sparse = Run({"SparseSGDPattern": True}, tied=True, **options)
+    (change,) = sparse.changes
+    assert [op.type for op in change.removed] == ["GatherGrad", "Add"]
+    assert [op.type for op in change.added] == ["SparseSGD1Accumulate"]
+    called = [node.target for node in sparse.program.operators()]
+    assert torch.ops.aten.embedding_dense_backward.default not in called
+    for name, value in dense.weights.items():
+        torch.testing.assert_close(sparse.weights[name], value, rtol=tolerance, atol=tolerance)
+
+
+def test_a_tied_accumulator_is_grouped_before_the_accumulation() -> None:
+    """Where rows are added sparsely, the accumulator lies as lookups want it, and the product's gradient moves."""
+    sparse = Run({"SparseSGDPattern": True}, tied=True)
+    both = Run({"SparseSGDPattern": True, "GroupPattern": True}, tied=True)
+    matched = sorted((change.pattern, change.matched) for change in both.changes)
+    assert matched == [
+        ("GroupPattern", "Accumulate"),
+        ("GroupPattern", "SGD1VarUpdate"),
+        ("SparseSGDPattern", "GatherGrad"),
+    ]
+    for name, value in sparse.weights.items():
+        assert torch.equal(both.weights[name], value), name
 
 
 class Attention(nn.Module):
