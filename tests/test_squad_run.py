@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -95,20 +96,24 @@ def hugging_face_answers(
     return answers
 
 
-def test_resuming_changes_nothing(questions: Path, tmp_path: Path) -> None:
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    common = [f"data.train_file={questions}", "checkpoint.every_steps=2", "checkpoint.keep=9"]
-    assert run(*common, "train.epochs=1", f"train.output_dir={whole}") == 0
-    assert run(*common, "train.epochs=1", f"train.output_dir={broken}") == 0
-    for later in sorted((broken / "checkpoints").iterdir())[1:]:
-        later.rename(tmp_path / later.name)  # as if killed after step 3, with the first checkpoint written
-    again = ["--config", "demo_tiny_128", "--resume", *TINY, *common, f"train.output_dir={broken}"]
-    assert run_squad.main([*again, "train.epochs=1"]) == 0
-    for path in sorted((whole / "checkpoints").glob("*/*.safetensors")):
-        resumed = load_file(broken / path.relative_to(whole))
-        for name, tensor in load_file(path).items():
-            assert torch.equal(tensor, resumed[name]), f"{path.name}: {name}"
-    assert metrics_without_times(whole) == metrics_without_times(broken)
+def test_resuming_after_any_step_changes_nothing(questions: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    common = [f"data.train_file={questions}", "train.epochs=1", "checkpoint.every_steps=1", "checkpoint.keep=9"]
+    assert run(*common, f"train.output_dir={whole}") == 0
+    steps = sorted(path.name for path in (whole / "checkpoints").iterdir())
+    assert len(steps) == 3
+    for last in (1, 2):
+        killed = tmp_path / f"killed after step {last}"
+        shutil.copytree(whole, killed)
+        for step in steps[last:]:
+            shutil.rmtree(killed / "checkpoints" / step)
+        overrides = [*TINY, *common, f"train.output_dir={killed}"]
+        assert run_squad.main(["--config", "demo_tiny_128", "--resume", *overrides]) == 0
+        for path in sorted((whole / "checkpoints").glob("*/*.safetensors")):
+            resumed = load_file(killed / path.relative_to(whole))
+            for name, tensor in load_file(path).items():
+                assert torch.equal(tensor, resumed[name]), f"{path.name}: {name}"
+        assert metrics_without_times(whole) == metrics_without_times(killed)
 
 
 def metrics_without_times(folder: Path) -> list[dict[str, float]]:

@@ -72,16 +72,20 @@ def assert_same_files(first: Path, second: Path) -> None:
     {"ipu__precision": "float16", "optim__name": "sgd", "optim__loss_scaling": 8.0,
      "ipu__replication_factor": 2, "ipu__device_iterations": 2},
 ], ids=["lamb", "adamw", "sgd"])
-def test_resuming_changes_no_bit(records: Path, tmp_path: Path, changes: dict[str, object]) -> None:
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
+def test_resuming_after_any_step_changes_no_bit(
+    records: Path, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    whole = tmp_path / "whole"
     pretrain(configured(records, whole, **changes), SIMULATOR)
-    shutil.copytree(whole, killed)
-    for step in (3, 4):
-        shutil.rmtree(killed / f"checkpoints/step_{step:08d}")
-    pretrain(configured(records, killed, **changes), SIMULATOR, resume=True)
-    assert_same_files(whole / "checkpoints/step_00000004", killed / "checkpoints/step_00000004")
-    assert measured(whole) == measured(killed)
-    assert [line["step"] for line in measured(killed)] == [1, 2, 3, 4]
+    for last in (1, 2, 3):
+        killed = tmp_path / f"killed after step {last}"
+        shutil.copytree(whole, killed)
+        for step in range(last + 1, 5):
+            shutil.rmtree(killed / f"checkpoints/step_{step:08d}")
+        pretrain(configured(records, killed, **changes), SIMULATOR, resume=True)
+        assert_same_files(whole / "checkpoints/step_00000004", killed / "checkpoints/step_00000004")
+        assert measured(whole) == measured(killed)
+        assert [line["step"] for line in measured(killed)] == [1, 2, 3, 4]
 
 
 def test_training_learns_and_evaluates(records: Path, tmp_path: Path) -> None:
