@@ -3,8 +3,10 @@
 // The gradient of a lookup is a table of mostly zero rows. Instead of building
 // that table and adding all of it, only the rows that were looked up are added.
 // The optimizer stays dense: momentum and weight decay reach every row.
+#include <limits>
 #include <map>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -30,25 +32,31 @@
 #include <popart/topocons.hpp>
 #include <popops/Cast.hpp>
 #include <popops/DynamicSlice.hpp>
+#include <popops/ElementWise.hpp>
 
 namespace {
 
 const popart::OperatorIdentifier
     sparseSgd1Accumulate("bert.ipu", "SparseSGD1Accumulate", 1, {3, 4}, 1);
 
-// accumulator[indices[k]] += factor * gradient[k], for k in order; an index
-// beyond the table is skipped. The factor is an attribute, or input 2 where it
-// changes between steps. Indices may have any rank.
+constexpr int64_t noPadding = -1;
+
+// accumulator[indices[k]] += factor * gradient[k], for k in order; the index of
+// the padding row, and any beyond the table, is skipped. The factor is an
+// attribute, or input 2 where it changes between steps. Indices may have any
+// rank.
 class SparseSGD1AccumulateOp : public popart::VarUpdateWithUpdaterOp {
 public:
   SparseSGD1AccumulateOp(const popart::OptimizerValue &factor,
+                         int64_t paddingIndex,
                          const popart::Op::Settings &settings_)
       : popart::VarUpdateWithUpdaterOp(sparseSgd1Accumulate, settings_),
-        factor_(factor) {}
+        factor_(factor), paddingIndex_(paddingIndex) {}
 
   static popart::InIndex getFactorInIndex() { return 2; }
   static popart::InIndex getIndicesInIndex() { return 3; }
   const popart::OptimizerValue &factor() const { return factor_; }
+  int64_t paddingIndex() const { return paddingIndex_; }
 
   std::unique_ptr<popart::Op> clone() const override {
     return std::unique_ptr<popart::Op>(new SparseSGD1AccumulateOp(*this));
@@ -63,11 +71,13 @@ public:
     popart::Op::appendOutlineAttributes(os);
     if (factor_.isConst())
       os.appendAttribute("factor", factor_.val());
+    os.appendAttribute("padding_idx", paddingIndex_);
   }
   float getSubgraphValue() const override { return getLowSubgraphValue(); }
 
 private:
   popart::OptimizerValue factor_;
+  int64_t paddingIndex_;
 };
 
 class SparseSGD1AccumulateOpx : public popart::popx::Opx {
@@ -87,7 +97,7 @@ public:
     const auto rows =
         gradient.reshape({indices.numElements(), width}).expand({1});
     popops::multiUpdateAdd(graph(), accumulator, rows,
-                           asUnsigned(indices, prog).expand({1}),
+                           rowsToUpdate(indices, prog).expand({1}),
                            factor(accumulator.elementType(), prog), {0}, {1},
                            prog, popops::SlicePlan(), poplar::OptionFlags(),
                            debugContext("sparseAccumulate"));
@@ -110,13 +120,23 @@ private:
   }
 
   // A negative index becomes a huge one, which is skipped like any other
-  // beyond the table.
-  poplar::Tensor asUnsigned(const poplar::Tensor &indices,
-                            poplar::program::Sequence &prog) const {
-    if (indices.elementType() == poplar::INT)
-      return indices.reinterpret(poplar::UNSIGNED_INT);
-    return popops::cast(graph(), indices, poplar::UNSIGNED_INT, prog,
-                        debugContext("indices"));
+  // beyond the table; so does that of the padding row.
+  poplar::Tensor rowsToUpdate(const poplar::Tensor &indices,
+                              poplar::program::Sequence &prog) const {
+    using namespace popops::expr;
+    const poplar::Tensor rows =
+        indices.elementType() == poplar::INT
+            ? indices.reinterpret(poplar::UNSIGNED_INT)
+            : popops::cast(graph(), indices, poplar::UNSIGNED_INT, prog,
+                           debugContext("indices"));
+    const int64_t padding = getOp<SparseSGD1AccumulateOp>().paddingIndex();
+    if (padding == noPadding)
+      return rows;
+    const Const beyondAnyTable(std::numeric_limits<unsigned>::max());
+    return popops::map(
+        graph(),
+        Select(beyondAnyTable, _1, Equal(_1, Const(unsigned(padding)))), {rows},
+        prog, debugContext("padding"));
   }
 
   poplar::Tensor factor(const poplar::Type &type,
@@ -132,6 +152,32 @@ private:
   }
 };
 
+// The gradient of a lookup: PopART's, or PopTorch's own of an embedding with a
+// padding row, whose inputs and outputs have the same indices.
+bool isEmbeddingGrad(const popart::Op *op) {
+  return op->opid.domain == "poptorch.custom_ops" &&
+         op->opid.type == "EmbeddingGrad";
+}
+
+bool isTableOfRows(const popart::Op *op) {
+  const auto *gather = dynamic_cast<const popart::GatherGradOp *>(op);
+  return gather ? gather->getAxis() == 0 : isEmbeddingGrad(op);
+}
+
+// PopTorch's class has no public header, but ops tell their attributes as
+// text, to be compared by.
+int64_t paddingIndexOf(const popart::Op &op) {
+  if (!isEmbeddingGrad(&op))
+    return noPadding;
+  std::stringstream attributes;
+  popart::OpSerialiser serialiser(&op, attributes);
+  op.appendOutlineAttributes(serialiser);
+  const std::string text = attributes.str(), key = "padding_idx: ";
+  const auto at = text.find(key);
+  return at == std::string::npos ? noPadding
+                                 : std::stoll(text.substr(at + key.size()));
+}
+
 // A gradient table that is accumulated, by itself or within the sum that is a
 // tied weight's gradient, is never built: its rows are accumulated instead. All
 // else stays dense, which is slower and equally right: tables that something
@@ -139,8 +185,7 @@ private:
 class SparseSGDPattern : public popart::PreAliasPattern {
 public:
   bool matches(popart::Op *op) const override {
-    const auto *gather = dynamic_cast<popart::GatherGradOp *>(op);
-    return gather && gather->getAxis() == 0 && tableOf(op)->info.rank() == 2 &&
+    return isTableOfRows(op) && tableOf(op)->info.rank() == 2 &&
            accumulateOf(tableOf(op)) != nullptr;
   }
 
@@ -173,8 +218,8 @@ private:
   using Dense = popart::AccumulateOp;
   using Sparse = SparseSGD1AccumulateOp;
 
-  static popart::Tensor *tableOf(popart::Op *gatherGrad) {
-    return gatherGrad->outTensor(popart::GatherGradOp::gradOutIndex());
+  static popart::Tensor *tableOf(popart::Op *gather) {
+    return gather->outTensor(popart::GatherGradOp::gradOutIndex());
   }
 
   static popart::Tensor *sumOf(popart::Op *sum) { return sum->outTensor(0); }
@@ -222,7 +267,8 @@ private:
   Sparse *createSparse(popart::Op &gather, Dense &dense) const {
     popart::Graph &graph = dense.getGraph();
     auto sparse = graph.createOp<Sparse>(
-        factorOf(dense), popart::Op::Settings(graph, dense.name() + "_sparse"));
+        factorOf(dense), paddingIndexOf(gather),
+        popart::Op::Settings(graph, dense.name() + "_sparse"));
     transferBaseProperties(&dense, sparse);
     sparse->settings.executionContext = dense.settings.executionContext;
     sparse->settings.optimizerOp = dense.settings.optimizerOp;
@@ -296,8 +342,12 @@ popart::OpCreator<SparseSGD1AccumulateOp> sparseSgd1AccumulateCreator(
       const auto isConst =
           info.attributes.getAttribute<popart::Attributes::Int>("factor_const",
                                                                 1);
+      const auto padding =
+          info.attributes.getAttribute<popart::Attributes::Int>("padding_idx",
+                                                                noPadding);
       return std::unique_ptr<popart::Op>(new SparseSGD1AccumulateOp(
-          popart::OptimizerValue(factor, isConst != 0), info.settings));
+          popart::OptimizerValue(factor, isConst != 0), padding,
+          info.settings));
     },
     true);
 popart::popx::OpxCreator<SparseSGD1AccumulateOpx>

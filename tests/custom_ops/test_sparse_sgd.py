@@ -205,6 +205,29 @@ def test_the_rows_of_a_tied_table_leave_the_sum_and_are_accumulated_first(
     assert not gone & set(builder.graph.tensors())
 
 
+def test_the_padding_row_of_an_embedding_gets_nothing() -> None:
+    """PopTorch's EmbeddingGrad, whose class patterns cannot see."""
+    load_own("sparse_sgd")
+    builder = GraphBuilder()
+    builder.tensor("accumulator", (7, 4), "variable")
+    builder.tensor("dy", (2, 3, 4))
+    builder.tensor("ids", (2, 3), "stream", torch.int32)
+    builder.tensor("table", (7, 4))
+    builder.graph.add_op(
+        "EmbeddingGrad", {0: "dy", 1: "ids"}, {0: "table"}, {"padding_idx": 6}, domain="poptorch.custom_ops"
+    )
+    attributes = {"accumulation_type": "DampenedAdd", "factor": 0.5, "factor_const": 1}
+    builder.op("Accumulate", ["accumulator", "table"], "updated", (7, 4), **attributes)
+    (edit,) = builder.graph.run_patterns("optimizer")
+    assert edit.matched_type == "EmbeddingGrad"
+    (op,) = builder.graph.ops()
+    index = torch.tensor([[0, 6, 1], [6, -1, 0]], dtype=torch.int32)
+    rows = torch.randn(2, 3, 4)
+    (found,) = builder.graph.compile(op.id).run([torch.zeros(7, 4), rows, index])
+    expected = dense(torch.zeros(7, 4), rows, torch.where(index == 6, -1, index), 0.5)
+    torch.testing.assert_close(found.double(), expected)
+
+
 @pytest.mark.parametrize("anchored", ["table0", "sum0", "sum1"])
 def test_a_sum_that_the_user_reads_keeps_its_rows(anchored: str) -> None:
     builder = tied_graph(lookups=2)

@@ -27,10 +27,10 @@ OFF = {"SparseSGDPattern": False, "GroupPattern": False, "DisableAttnDropoutBwd"
 class Words(nn.Module):
     """A table, a layer, and a decoder that may share the table."""
 
-    def __init__(self, tied: bool = False) -> None:
+    def __init__(self, tied: bool = False, padding: int | None = None) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.table = nn.Embedding(VOCABULARY, WIDTH)
+        self.table = nn.Embedding(VOCABULARY, WIDTH, padding_idx=padding)
         self.layer = nn.Linear(WIDTH, WIDTH)
         self.decoder = nn.Linear(WIDTH, VOCABULARY)
         if tied:
@@ -47,6 +47,7 @@ class Run:
     def __init__(
         self, switches: Mapping[str, bool], *, steps: int = 3, tied: bool = False, half: bool = False,
         accumulation: int = 4, replicas: int = 1, dampening: float | None = None, ids_below: int = VOCABULARY,
+        padding: int | None = None,
     ) -> None:  # fmt: skip
         for name in ("sparse_sgd", "group_pattern", "dropout_removal"):
             load_own(name)
@@ -55,7 +56,8 @@ class Run:
         options.replicationFactor(replicas)
         options.showCompilationProgressBar(False)
         options._Popart.setPatterns({**OFF, **switches})
-        model = Words(tied).half() if half else Words(tied)
+        model = Words(tied, padding)
+        model = model.half() if half else model
         optimizer = poptorch.optim.SGD(
             model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, dampening=dampening,
             use_combined_accum=True,
@@ -97,13 +99,15 @@ def test_grouping_changes_no_bit_of_training(options: dict[str, Any]) -> None:
         ({"accumulation": 1}, 1e-6),
         ({"dampening": 0.5}, 1e-6),
         ({"ids_below": 2}, 1e-6),
+        ({"ids_below": 4, "padding": 1}, 1e-6),
         ({"half": True, "steps": 20}, 2e-2),
     ],
 )
 def test_sparse_accumulation_trains_the_weights_of_dense(options: dict[str, Any], tolerance: float) -> None:
     dense, sparse = Run({}, **options), Run({"SparseSGDPattern": True}, **options)
     (change,) = sparse.changes
-    assert [op.type for op in change.removed] == ["GatherGrad", "Accumulate"]
+    gradient = "EmbeddingGrad" if "padding" in options else "GatherGrad"
+    assert [op.type for op in change.removed] == [gradient, "Accumulate"]
     assert [op.type for op in change.added] == ["SparseSGD1Accumulate"]
     called = [node.target for node in sparse.program.operators()]
     assert called.count(ops.pattern_update) == 1
@@ -118,6 +122,7 @@ TIED: list[tuple[dict[str, Any], float]] = [
     ({"replicas": 2}, 1e-6),
     ({"accumulation": 1}, 1e-6),
     ({"half": True, "steps": 20}, 2e-2),
+    ({"ids_below": 4, "padding": 1}, 1e-6),
 ]
 
 
@@ -129,7 +134,8 @@ def test_the_lookups_of_a_tied_table_are_accumulated_sparsely(
     dense = Run({}, tied=True, **options)
     sparse = Run({"SparseSGDPattern": True}, tied=True, **options)
     (change,) = sparse.changes
-    assert [op.type for op in change.removed] == ["GatherGrad", "Add"]
+    gradient = "EmbeddingGrad" if "padding" in options else "GatherGrad"
+    assert [op.type for op in change.removed] == [gradient, "Add"]
     assert [op.type for op in change.added] == ["SparseSGD1Accumulate"]
     called = [node.target for node in sparse.program.operators()]
     assert torch.ops.aten.embedding_dense_backward.default not in called

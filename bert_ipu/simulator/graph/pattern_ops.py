@@ -158,10 +158,13 @@ def _lookup(node: fx.Node) -> Appearance:
 
 
 def _lookup_grad(node: fx.Node) -> Appearance:
-    """A gradient that leaves out the padding row is none of PopART's GatherGrad."""
+    """GatherGrad, or PopTorch's own operator where a padding row is left out."""
     padding, scaled = node.args[3:5]
-    plain = padding < 0 and not scaled  # type: ignore[operator]
-    return Appearance("GatherGrad" if plain else "PaddedGatherGrad", (0, 1), {"axis": 0})
+    if scaled:
+        return Appearance("ScaledGatherGrad", (0, 1))
+    if padding < 0:  # type: ignore[operator]
+        return Appearance("GatherGrad", (0, 1), {"axis": 0})
+    return Appearance("EmbeddingGrad", (0, 1), {"padding_idx": padding}, "poptorch.custom_ops")
 
 
 def _dropout(node: fx.Node) -> Appearance:

@@ -386,6 +386,26 @@ public:
   float getSubgraphValue() const override { return getLowSubgraphValue(); }
 };
 
+// The gradient of an embedding with a padding row, which gets none: an op of
+// PopTorch, not of PopART, so that patterns know it by its type only, and the
+// padding row by the text of its attributes.
+class EmbeddingGradOp : public GenericOp {
+public:
+  EmbeddingGradOp(const OperatorIdentifier &opid_, int64_t paddingIndex,
+                  const Op::Settings &settings_)
+      : GenericOp(opid_, settings_), paddingIndex_(paddingIndex) {}
+  std::unique_ptr<Op> clone() const override {
+    return std::unique_ptr<Op>(new EmbeddingGradOp(*this));
+  }
+  void appendOutlineAttributes(OpSerialiserBase &os) const override {
+    GenericOp::appendOutlineAttributes(os);
+    os.appendAttribute("padding_idx", paddingIndex_);
+  }
+
+private:
+  int64_t paddingIndex_;
+};
+
 int64_t axisOf(const Attributes &attributes, int64_t otherwise = 0) {
   return attributes.getAttribute<Attributes::Int>("axis", otherwise);
 }
@@ -416,11 +436,6 @@ using Factory = std::unique_ptr<Op> (*)(const OperatorIdentifier &,
                                         const Attributes &,
                                         const Op::Settings &);
 using Created = std::unique_ptr<Op>;
-#define POPEMU_FACTORY                                                         \
-  [](const OperatorIdentifier &opid, const Attributes &a,                      \
-     const Op::Settings &s)                                                    \
-      ->Created
-
 template <typename OP>
 Created plain(const OperatorIdentifier &opid, const Attributes &,
               const Op::Settings &s) {
@@ -428,8 +443,8 @@ Created plain(const OperatorIdentifier &opid, const Attributes &,
 }
 
 template <typename OP>
-Created optimizerOp(const OperatorIdentifier &, const Attributes &,
-                    const Op::Settings &s) {
+Created ofSettings(const OperatorIdentifier &, const Attributes &,
+                   const Op::Settings &s) {
   return Created(new OP(s));
 }
 
@@ -458,60 +473,93 @@ Created reshape(const OperatorIdentifier &opid, const Attributes &a,
       new ReshapeOp(opid, a.getAttribute<Attributes::Ints>("shape", {}), s));
 }
 
+Created gather(const OperatorIdentifier &opid, const Attributes &a,
+               const Op::Settings &s) {
+  return Created(new GatherOp(opid, axisOf(a), s));
+}
+
+Created gatherGrad(const OperatorIdentifier &, const Attributes &a,
+                   const Op::Settings &s) {
+  return Created(new GatherGradOp(axisOf(a), s));
+}
+
+Created embeddingGrad(const OperatorIdentifier &opid, const Attributes &a,
+                      const Op::Settings &s) {
+  return Created(new EmbeddingGradOp(
+      opid, a.getAttribute<Attributes::Int>("padding_idx"), s));
+}
+
+Created dropout(const OperatorIdentifier &opid, const Attributes &a,
+                const Op::Settings &s) {
+  return Created(new DropoutOp(opid, ratioOf(a), s));
+}
+
+Created dropoutGrad(const OperatorIdentifier &, const Attributes &a,
+                    const Op::Settings &s) {
+  return Created(new DropoutGradOp(ratioOf(a), s));
+}
+
+Created softmax(const OperatorIdentifier &opid, const Attributes &a,
+                const Op::Settings &s) {
+  return Created(new SoftmaxOp(opid, axisOf(a, 1), s));
+}
+
+Created softmaxGrad(const OperatorIdentifier &, const Attributes &a,
+                    const Op::Settings &s) {
+  return Created(new SoftmaxGradOp(axisOf(a, 1), s));
+}
+
+Created sgd0VarUpdate(const OperatorIdentifier &, const Attributes &a,
+                      const Op::Settings &s) {
+  return Created(
+      new SGD0VarUpdateOp(valueOf(a, "slr0"), valueOf(a, "wdsf0"), s));
+}
+
+Created sgd1VarUpdate(const OperatorIdentifier &, const Attributes &a,
+                      const Op::Settings &s) {
+  return Created(new SGD1VarUpdateOp(valueOf(a, "slr1"), s));
+}
+
+Created sgd1AcclUpdate(const OperatorIdentifier &, const Attributes &a,
+                       const Op::Settings &s) {
+  return Created(
+      new SGD1AcclUpdateOp(valueOf(a, "smm1"), valueOf(a, "swd1"), s));
+}
+
+Created adamVarUpdate(const OperatorIdentifier &, const Attributes &a,
+                      const Op::Settings &s) {
+  return Created(new AdamVarUpdateOp(valueOf(a, "lr"), s));
+}
+
 const std::map<OpType, Factory> &factories() {
   static const std::map<OpType, Factory> table = {
-      {"Add", plain<AddOp>}, {"Sub", plain<SubtractOp>}, {"Mul", plain<MulOp>},
-      {"Sum", plain<SumOp>}, {"Identity", plain<IdentityOp>},
+      {"Add", plain<AddOp>},
+      {"Sub", plain<SubtractOp>},
+      {"Mul", plain<MulOp>},
+      {"Sum", plain<SumOp>},
+      {"Identity", plain<IdentityOp>},
       {"MatMul", plain<MatMulOp>},
-      {"MatMulLhsGrad", optimizerOp<MatMulLhsGradOp>},
-      {"MatMulRhsGrad", optimizerOp<MatMulRhsGradOp>}, {"Transpose", transpose},
-      {"Reshape", reshape}, {"Accumulate", accumulate},
+      {"MatMulLhsGrad", ofSettings<MatMulLhsGradOp>},
+      {"MatMulRhsGrad", ofSettings<MatMulRhsGradOp>},
+      {"Transpose", transpose},
+      {"Reshape", reshape},
+      {"Gather", gather},
+      {"GatherGrad", gatherGrad},
+      {"EmbeddingGrad", embeddingGrad},
+      {"Dropout", dropout},
+      {"DropoutGrad", dropoutGrad},
+      {"Softmax", softmax},
+      {"SoftmaxGrad", softmaxGrad},
+      {"Accumulate", accumulate},
       {"SGD1Accumulate", accumulate},
-      {"AdamUpdater", optimizerOp<AdamUpdaterOp>},
-      {"LambSquare", optimizerOp<LambSquareOp>},
-      {"Gather",
-       POPEMU_FACTORY{return Created(new GatherOp(opid, axisOf(a), s));
-}
-} // namespace
-, {"GatherGrad", POPEMU_FACTORY{(void)opid;
-return Created(new GatherGradOp(axisOf(a), s));
-} // namespace popemu
-}
-, {"Dropout", POPEMU_FACTORY{return Created(new DropoutOp(opid, ratioOf(a), s));
-}
-}
-, {"DropoutGrad", POPEMU_FACTORY{(void)opid;
-return Created(new DropoutGradOp(ratioOf(a), s));
-}
-}
-, {"Softmax",
-   POPEMU_FACTORY{return Created(new SoftmaxOp(opid, axisOf(a, 1), s));
-}
-}
-, {"SoftmaxGrad", POPEMU_FACTORY{(void)opid;
-return Created(new SoftmaxGradOp(axisOf(a, 1), s));
-}
-}
-, {"SGD1VarUpdate", POPEMU_FACTORY{(void)opid;
-return Created(new SGD1VarUpdateOp(valueOf(a, "slr1"), s));
-}
-}
-, {"SGD1AcclUpdate", POPEMU_FACTORY{(void)opid;
-return Created(new SGD1AcclUpdateOp(valueOf(a, "smm1"), valueOf(a, "swd1"), s));
-}
-}
-, {"SGD0VarUpdate", POPEMU_FACTORY{(void)opid;
-return Created(new SGD0VarUpdateOp(valueOf(a, "slr0"), valueOf(a, "wdsf0"), s));
-}
-}
-, {"AdamVarUpdate", POPEMU_FACTORY{(void)opid;
-return Created(new AdamVarUpdateOp(valueOf(a, "lr"), s));
-}
-}
-,
-}
-;
-return table;
+      {"SGD0VarUpdate", sgd0VarUpdate},
+      {"SGD1VarUpdate", sgd1VarUpdate},
+      {"SGD1AcclUpdate", sgd1AcclUpdate},
+      {"AdamUpdater", ofSettings<AdamUpdaterOp>},
+      {"AdamVarUpdate", adamVarUpdate},
+      {"LambSquare", ofSettings<LambSquareOp>},
+  };
+  return table;
 }
 
 } // namespace

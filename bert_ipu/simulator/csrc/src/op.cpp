@@ -302,6 +302,16 @@ OutIndex Op::outIndex(Tensor *tensor) const {
   return indices.front();
 }
 
+OpSerialiser::OpSerialiser(const Op *op, std::stringstream &text)
+    : text_(text) {
+  text_ << op->debugName() << "\n";
+}
+
+void OpSerialiser::appendText(const std::string &name,
+                              const std::string &value) {
+  text_ << "        " << name << ": " << value << "\n";
+}
+
 void Op::appendAttributes(OpSerialiserBase &os) const {
   appendOutlineAttributes(os);
 }

@@ -11,6 +11,8 @@
 
 namespace popart {
 
+class Op;
+
 // Receives the attributes of an op as text, by which ops are compared.
 class OpSerialiserBase {
 public:
@@ -33,6 +35,18 @@ public:
 protected:
   virtual void appendText(const std::string &name,
                           const std::string &value) = 0;
+};
+
+// Writes "name: value" lines.
+class OpSerialiser : public OpSerialiserBase {
+public:
+  OpSerialiser(const Op *op, std::stringstream &text);
+
+protected:
+  void appendText(const std::string &name, const std::string &value) override;
+
+private:
+  std::stringstream &text_;
 };
 
 } // namespace popart
