@@ -41,6 +41,7 @@ from bert_ipu.simulator.graph.optimizers import (
     scalar_values,
 )
 from bert_ipu.simulator.graph.tensor_names import named_tensors
+from bert_ipu.simulator.graph.writes import assign_at_end
 
 aten = torch.ops.aten
 
@@ -102,7 +103,7 @@ def compile_program(request: CompileRequest) -> Program:
         found = _add_backward(request, program)
         patterns(program, "backward")
         found = {name: program.latest(node) for name, node in found.items()}
-    _add_writes(program, writes)
+    found = assign_at_end(program, writes, found)
     updating = request.training and request.optimizer is not None
     if updating:
         _add_optimizer(request, program, found)
@@ -313,23 +314,6 @@ def _add_optimizer(request: CompileRequest, program: Program, found: Mapping[str
 def _loss_scaling(program: Program, value: float) -> fx.Node:
     program.scalars[LOSS_SCALING] = ScalarSource("lossScaling", 0)
     return program.add_variable(Variable(LOSS_SCALING, Role.SCALAR, (), torch.float32, fill=value))
-
-
-def _add_writes(program: Program, writes: list[tuple[str, fx.Node]]) -> None:
-    """Assign what the forward wrote, after everything that reads the old values."""
-    results = list(program.results())
-    with program.before(program.output):
-        for name, value in writes:
-            variable = program.node_of(name)
-            assert variable is not None, f"{name} was written, so it was entered"
-            if variable in results:
-                saved = program.emit(aten.clone.default, variable, meta=_PLAIN)
-                results = [saved if node is variable else node for node in results]
-            program.emit(ops.assign, variable, value, origin=value)
-    program.set_results(results)
-
-
-_PLAIN = {"pass": "forward", "context": "normal"}
 
 
 def _add_anchors(program: Program, anchors: tuple[Anchor, ...]) -> None:

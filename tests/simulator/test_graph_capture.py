@@ -26,6 +26,8 @@ class Module(nn.Module):
         self.function = function
         self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
         self.register_buffer("count", torch.zeros(3))
+        self.register_buffer("other", torch.arange(3.0))
+        self.register_buffer("square", torch.arange(9.0).reshape(3, 3))
         self.plain = torch.ones(3)
         self.entered = 0
 
@@ -86,6 +88,7 @@ def _in_place(_: Module, x: Tensor) -> Tensor:
         lambda m, x: x.topk(2, 0).indices + x.cumsum(0).int()[:2],
         lambda m, x: (x.std(), x.var(0), x.median(), x.norm()),
         lambda m, x: torch.cumsum(x / 2, 0, out=torch.empty_like(x).int()),
+        lambda m, x: F.one_hot((x / 3).long(), 5) * 2 + F.one_hot(x.int().long(), 12).sum(),
         lambda m, x: {"a": x + 1, "b": [x.mean(0), m.weight]},
     ],
 )
@@ -116,15 +119,41 @@ def test_writes_reach_buffers_and_inputs() -> None:
     torch.testing.assert_close(tensor, eager.count)
 
 
-def test_an_old_value_of_a_buffer_can_be_returned() -> None:
-    def forward(m: Module, x: Tensor) -> tuple[Tensor, Tensor]:
-        old = m.count.clone()
-        m.count.add_(x[0])
-        return old, m.count
+def _swap(m: Module, x: Tensor) -> Tensor:
+    before = m.count.clone()
+    m.count.copy_(m.other)
+    m.other.copy_(before)
+    return m.count - m.other
 
-    old, new = run(compiled(forward, X + 1), [X + 1])
-    assert old.tolist() == [0, 0, 0]
-    assert new.tolist() == [1, 2, 3]
+
+def _one_of_two(m: Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    first, rest = m.count.split([1, 2])
+    kept = first.clone()
+    m.count.add_(x[0])
+    return kept, rest
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: (m.count.clone(), m.count.add_(x[0])),
+        lambda m, x: (m.count.view(3, 1).clone(), m.count.add_(x[0])),
+        lambda m, x: (m.count.view(3, 1), m.count.add_(x[0])),
+        lambda m, x: (m.count.expand(2, 3).clone(), m.count.mul_(2).add_(x[1]).sum()),
+        lambda m, x: m.square.copy_(m.square.t().clone()),
+        _one_of_two,
+        _swap,
+    ],
+)
+def test_a_copy_of_a_buffer_keeps_its_value_and_a_view_does_not(function: Callable[..., Any]) -> None:
+    program = compiled(function, X)
+    ours = run(program, [X.clone()])
+    eager = Module(function)
+    theirs = torch.utils._pytree.tree_leaves(eager(X.clone()))
+    torch.testing.assert_close(ours, theirs)
+    for name, buffer in eager.named_buffers():
+        if name in program.variables:
+            torch.testing.assert_close(program.variables[name].tensor, buffer)
 
 
 def test_dtypes_are_those_of_the_device() -> None:

@@ -128,12 +128,6 @@ def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwarg
     return capture.open(func, args, kwargs)
 
 
-def _one_hot(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    if _bind(func, args, kwargs).get("num_classes", -1) == -1:
-        raise poptorch_error("OneHot num classes must be specified and must be constant.")
-    return capture.open(func, args, kwargs)
-
-
 def _only_nearest(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     raise poptorch_error(
         f"{describe(func, capture.origin)}: of an input with these dimensions, currently only 'nearest' is "
@@ -156,6 +150,10 @@ def _product(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> 
 
     wide = map(widened, operands)
     return capture.record(cast, (capture.record(func, tuple(wide), {}),), {"dtype": tensors[0].dtype})
+
+
+def _unchecked(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> None:
+    """A check of values that torch's own code makes: the IPU makes none."""
 
 
 def _to_host(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -187,12 +185,13 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten.dropout.default: _dropout,
     aten.cross_entropy_loss.default: _cross_entropy,
     **dict.fromkeys((aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default), _product),
-    aten.one_hot.default: _one_hot,
     aten.upsample_linear1d.default: _only_nearest,
     aten.upsample_linear1d.vec: _only_nearest,
     aten.upsample_trilinear3d.default: _only_nearest,
     aten.upsample_trilinear3d.vec: _only_nearest,
     **dict.fromkeys(normalise.RECURRENT, _recurrent),
+    aten._assert_async.default: _unchecked,
+    aten._assert_async.msg: _unchecked,
     aten._local_scalar_dense.default: _to_host,
     aten.item.default: _to_host,
     aten.is_nonzero.default: _to_host,

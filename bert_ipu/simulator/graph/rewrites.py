@@ -142,6 +142,13 @@ def _rrelu(
     return torch.where(x >= 0, x, x * slope)
 
 
+def _one_hot(indices: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes == -1:
+        raise poptorch_error("OneHot num classes must be specified and must be constant.")
+    classes = torch.arange(num_classes, dtype=indices.dtype, device=indices.device)
+    return (indices.unsqueeze(-1) == classes).to(indices.dtype)
+
+
 def _bincount(x: Tensor, weights: Optional[Tensor] = None, minlength: int = 0) -> Tensor:
     if minlength <= 0:
         raise poptorch_error(
@@ -207,6 +214,7 @@ REWRITES: dict[OpOverload, Callable[..., Any]] = {
     aten.instance_norm.default: _instance_norm,
     aten.cosine_similarity.default: _cosine_similarity,
     aten.rrelu.default: _rrelu,
+    aten.one_hot.default: _one_hot,
     aten.bincount.default: _bincount,
     aten.ctc_loss.IntList: _ctc_loss,
     aten.ctc_loss.Tensor: _ctc_loss,
