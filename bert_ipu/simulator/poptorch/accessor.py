@@ -362,9 +362,9 @@ class _Worker:
 
     def terminate(self) -> None:
         """Stop the process; it gets ten seconds to finish what it does. A fork of the reader leaves it alone."""
-        if self._owner != os.getpid():
+        if self._owner != os.getpid() or self._process.exitcode is not None:
             return
-        with contextlib.suppress(OSError):  # it may have stopped by itself
+        with contextlib.suppress(OSError):  # it may stop by itself meanwhile
             self._commands.send(_Command.STOP)
         self._process.join(timeout=10)
         if self._process.exitcode is None:
