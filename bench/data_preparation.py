@@ -35,14 +35,16 @@ _SPEED_BYTES = 50_000_000
 _UPSTREAM_BYTES = 8_000_000
 """Upstream holds all instances in memory and takes a minute for this much."""
 _RUN_AND_REPORT = """
-import resource, sys
+import re, resource, sys
 import prepare_wikipedia
 status = prepare_wikipedia.main()
-used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-print(*(each.ru_utime + each.ru_stime for each in used), *(each.ru_maxrss / 1024 for each in used))
+own, workers = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+# Not own.ru_maxrss: the kernel starts it at the peak of the process that this one was forked from.
+own_peak_kb = re.search(r"VmHWM:\\s*(\\d+) kB", open("/proc/self/status").read())[1]
+print(*(used.ru_utime + used.ru_stime for used in (own, workers)), own_peak_kb, workers.ru_maxrss)
 sys.exit(status)
 """
-"""Our script, and at the end what it used: CPU-seconds and peak MB, of itself and of its workers."""
+"""Our script, and at the end what it used: CPU-seconds and peak kB, of itself and of its workers."""
 
 
 def main() -> None:
@@ -132,8 +134,8 @@ def prepared(text: Path, vocab: Path, out: Path, workers: int) -> Usage:
         check=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
     )  # fmt: skip
     wall_s = time.perf_counter() - started
-    own_s, workers_s, own_mb, workers_mb = map(float, done.stdout.splitlines()[-1].split())
-    return Usage(wall_s, own_s, workers_s, max(own_mb, workers_mb))
+    own_s, workers_s, own_kb, workers_kb = map(float, done.stdout.splitlines()[-1].split())
+    return Usage(wall_s, own_s, workers_s, max(own_kb, workers_kb) / 1024)
 
 
 def upstream_instances(script: Path, text: Path, vocab: Path) -> int:
