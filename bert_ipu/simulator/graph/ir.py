@@ -276,6 +276,13 @@ class Program:
         node.meta["input"] = len(self.inputs) - 1
         return node
 
+    def index_placeholders(self) -> None:
+        """Take note of the placeholders of a graph that was not built by these methods."""
+        for node in self.placeholders():
+            self._last_placeholder = node
+            if "variable" in node.meta:
+                self._variable_nodes[node.meta["variable"]] = node
+
     def _placeholder(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> fx.Node:
         last = self._last_placeholder or self.graph._root
         with self.graph.inserting_after(last):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 from ..compiler import Anchor, CompileRequest, Patterns, compile_program
 from ..errors import poptorch_error
+from ..executables.cache import Key, describe_differences
+from ..executables.container import Contents, UnusableFile
 from ..graph import capture
 from ..graph.annotations import Placement
 from ..graph.captured import CapturedTensor
@@ -28,6 +31,7 @@ from ..runtime.settings import ExecutionSettings
 from . import devices, session_options, wrapping
 from ._logging import compiler_logger, logger
 from .arguments import Arguments
+from .captured_program import CapturedProgram, read_captured
 from .enums import (
     CommGroupType,
     ConnectionType,
@@ -36,6 +40,8 @@ from .enums import (
     ReductionType,
     VariableRetrievalMode,
 )
+from .executable_caching import Watching, cache_folder, cached_program
+from .executable_key import FITTING, fitting_key
 from .options import Options
 from .recording import is_recording, place
 from .session import Session
@@ -58,6 +64,14 @@ _ANCHOR_RETURNS = {
 
 
 @dataclass(frozen=True)
+class Compiled:
+    """A program, and the session that runs it."""
+
+    session: Session
+    captured: CapturedProgram
+
+
+@dataclass(frozen=True)
 class Subject:
     """What is compiled."""
 
@@ -69,14 +83,6 @@ class Subject:
     optimizer_description: dict[str, Any]
     options: Options
     replica_groups: Mapping[str, tuple[CommGroupType, int, VariableRetrievalMode]]
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """The session, and what the forward returned: the program's results take the place of its tensors."""
-
-    session: Session
-    outputs_structure: Any
 
 
 def is_on_ipu(tensor: torch.Tensor) -> bool:
@@ -93,13 +99,44 @@ def named_tensors(model: Any) -> dict[str, torch.Tensor]:
 
 def compile_model(subject: Subject) -> Compiled:
     """Capture and compile. Raises what the forward raises, and Error for what the IPU cannot do."""
+    return _on_device(subject, _program)
+
+
+def load_model(subject: Subject, filename: str, contents: Contents) -> Compiled:
+    """Take the program of a file. Raises Error where it was compiled for another model or other settings."""
+
+    def program(subject: Subject) -> CapturedProgram:
+        request = _request(subject, _Captured(subject.model, subject.inputs))
+        before = {part: json.loads(contents.headers["key"]).get(part, {}) for part in FITTING}
+        differences = describe_differences(before, fitting_key(request))
+        if differences:
+            raise poptorch_error(
+                f"Invalid file {filename}: its executable was compiled for another model or other options: "
+                f"{'; '.join(differences[:4])}. Load it for what it was compiled for, or compile again."
+            )
+        try:
+            return read_captured(contents, named_tensors(subject.model), subject.optimizer_description)
+        except UnusableFile as error:
+            raise poptorch_error(f"Invalid file {filename}: {error}") from error
+
+    return _on_device(subject, program)
+
+
+def key_for_loading(subject: Subject) -> Key:
+    """What `load_model` compares."""
+    with wrapping.unwrapped(subject.model):
+        return fitting_key(_request(subject, _Captured(subject.model, subject.inputs)))
+
+
+def _on_device(subject: Subject, make: Callable[[Subject], CapturedProgram]) -> Compiled:
+    """Make the program and the device that runs it."""
     options = subject.options
     session_options.validate(options.toDict())
     progress = options._progress_bar if options._show_compilation_progress_bar else _no_progress
     progress(0, 3)
-    captured = _Captured(subject.model, subject.inputs)
-    with wrapping.unwrapped(subject.model), _tracing(options):
-        program = compile_program(_request(subject, captured))
+    with wrapping.unwrapped(subject.model):
+        captured = make(subject)
+    program = captured.program
     progress(2, 3)
     params = current_params()
     if options.connection_type == ConnectionType.Never:
@@ -109,10 +146,22 @@ def compile_model(subject: Subject) -> Compiled:
     devices.check_pipeline(program, options)
     executable = Executable(program, _execution_settings(options), params)
     progress(3, 3)
-    return Compiled(
-        Session(program, executable, ipus, options),
-        captured.outputs_structure,
-    )
+    return Compiled(Session(program, executable, ipus, options), captured)
+
+
+def _program(subject: Subject) -> CapturedProgram:
+    """The program of a model, by its forward or from the cache."""
+    captured = _Captured(subject.model, subject.inputs)
+    request = _request(subject, captured)
+
+    def compile_(watching: Watching = nullcontext) -> CapturedProgram:
+        captured.watching = watching
+        with _tracing(subject.options):
+            program = compile_program(request)
+        return CapturedProgram(program, captured.outputs_structure)
+
+    folder = cache_folder(subject.options)
+    return compile_() if folder is None else cached_program(folder, subject, request, compile_)
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -126,14 +175,21 @@ class _Captured:
         self._model = model
         self._inputs = inputs
         self.outputs_structure: Any = None
+        self.watching: Watching = nullcontext
+        """Entered around the user's code."""
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = reconstructTensorStructure((self._inputs.args, self._inputs.kwargs), tensors)
         with _IpuByDefault():
-            result = _recognised(self._model(*args, **kwargs))
-            self.outputs_structure = result
+            with self.watching():
+                returned = self._model(*args, **kwargs)
+            result = _recognised(returned)
             place(Placement())  # what follows is no operator of the user's, to be in a block
-            return tuple(_narrowed(output) for output in self._outputs(result))
+            outputs = tuple(_narrowed(output) for output in self._outputs(result))
+        self.outputs_structure = reconstructTensorStructure(
+            result, map(_placeholder, flattenTensorStructure(result))
+        )
+        return outputs
 
     @staticmethod
     def _outputs(result: Any) -> Iterator[torch.Tensor]:
@@ -142,6 +198,14 @@ class _Captured:
                 yield output
             else:
                 logger.warning("Output expected to be on the IPU but is on %s", output.device.type)
+
+
+def _placeholder(tensor: torch.Tensor) -> torch.Tensor:
+    """What stands in a result's structure for a tensor of the program: nothing that keeps the capture alive."""
+    if not is_on_ipu(tensor):
+        return tensor
+    with capture.suspended():
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 
 
 def _recognised(result: Any) -> Any:

@@ -16,6 +16,7 @@ from ..graph.ir import PatternChange
 from . import compilation, export, latency, profiling, wrapping
 from ._logging import logger
 from .arguments import ArgumentParser, Arguments
+from .captured_program import CapturedProgram, is_placeholder
 from .enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
 from .optim import SGD, Optimizer
 from .optimizer_attributes import AttributeTracker, describe
@@ -56,7 +57,7 @@ class PoplarExecutor:
         self._args_parser = ArgumentParser(model)
         self._session: Session | None = None
         self._executable_inputs: Arguments | None = None
-        self._outputs_structure: Any = None
+        self._captured: CapturedProgram | None = None
         self._anchor_memory: dict[str, torch.Tensor] = {}
         self.per_replica_params: dict[str, tuple[CommGroupType, int, VariableRetrievalMode]] = {}
         self._host_weights_version = 0
@@ -209,20 +210,20 @@ class PoplarExecutor:
 
     def _compile(self, inputs: Arguments) -> None:
         self._args_parser.warn_about_dicts(inputs)
-        micro_batch = inputs.map(self._narrow_tensor)
         with self._profiling.tracepoint("modelCompilation"), self._hooks():
-            compiled = compilation.compile_model(
-                compilation.Subject(
-                    model=self._model,
-                    inputs=micro_batch,
-                    training=self._training,
-                    optimizer=self._optimizer,
-                    optimizer_description=self._optimizer_description,
-                    options=self._options,
-                    replica_groups=self.per_replica_params,
-                )
-            )
+            compiled = compilation.compile_model(self._subject(inputs))
         self._install(compiled, inputs)
+
+    def _subject(self, inputs: Arguments) -> compilation.Subject:
+        return compilation.Subject(
+            model=self._model,
+            inputs=inputs.map(self._narrow_tensor),
+            training=self._training,
+            optimizer=self._optimizer,
+            optimizer_description=self._optimizer_description,
+            options=self._options,
+            replica_groups=self.per_replica_params,
+        )
 
     def _install(self, compiled: compilation.Compiled, inputs: Arguments) -> None:
         session = compiled.session
@@ -231,7 +232,7 @@ class PoplarExecutor:
         )
         if attach:
             session.attach()
-        self._session, self._outputs_structure = session, compiled.outputs_structure
+        self._session, self._captured = session, compiled.captured
         self._executable_inputs = inputs
         if attach:
             self._on_attach()
@@ -302,9 +303,15 @@ class PoplarExecutor:
 
     def loadExecutable(self, filename: str) -> None:
         """Use the executable that `save` wrote instead of compiling."""
-        saved = export.read(filename, self._poptorch_version)
-        with self._profiling.tracepoint("loadExecutable"):
-            self._compile(saved.inputs())
+        contents = export.read(filename, self._poptorch_version)
+        inputs = export.inputs_of(contents)
+        if "program" not in contents.documents:
+            logger.warning("loadExecutable(): %s holds no program; the model is compiled again", filename)
+            self._compile(inputs)
+            return
+        with self._profiling.tracepoint("loadExecutable"), self._hooks():
+            compiled = compilation.load_model(self._subject(inputs), filename, contents)
+        self._install(compiled, inputs)
 
     # -- device --------------------------------------------------------------------------------
 
@@ -411,7 +418,8 @@ class PoplarExecutor:
     def _rebuild(self, outputs: list[torch.Tensor]) -> Any:
         for output in outputs:
             output.backward = _refuse_backward  # type: ignore[method-assign]
-        return reconstructTensorStructure(self._outputs_structure, outputs, compilation.is_on_ipu)
+        assert self._captured is not None, "a model that ran was compiled"
+        return reconstructTensorStructure(self._captured.outputs, outputs, is_placeholder)
 
     # -- looking inside ------------------------------------------------------------------------
 

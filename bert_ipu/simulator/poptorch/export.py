@@ -1,52 +1,45 @@
 """Files of compiled models: `save`, `loadExecutable`, `load`.
 
-A file holds what a model was compiled from, so that the same program is compiled again without the inputs at
-hand; with `export_model`, also the model, its optimizer and the state of the random numbers.
+A file holds the compiled program and the inputs it was compiled for (`executables/container.py`).  With
+`export_model` it also holds the model, its optimizer and its options as a pickle, which only `load` opens.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
-import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import poptorch_error
-from . import wrapping
+from ..executables import container
+from ..executables.container import Contents, UnusableFile
+from ..executables.serialization import NotSerializable
+from ..executables.structures import read_structure, write_structure
+from . import compilation, wrapping
 from ._logging import logger
 from .arguments import Arguments
+from .captured_program import write_captured
 from .enums import ConnectionType
 from .options import Options
 
 if TYPE_CHECKING:
     from .executor import PoplarExecutor
 
-_MAGIC = b"bert_ipu simulator executable\n"
-
 
 @dataclass
 class SavedModel:
-    """The contents of a file."""
+    """The pickled part of a file: what `load` makes an executor of."""
 
-    version: str
+    training: bool
     options: Options
-    names: list[str]
-    args: list[Any]
-    kwargs: dict[str, Any]
-    training: bool | None = None
-    model: Any = None
-    optimizer: torch.optim.Optimizer | None = None
-    optimizer_state: dict[str, Any] | None = None
-    rng_state: list[int] | None = None
-
-    def inputs(self) -> Arguments:
-        """The inputs the model was compiled for."""
-        inputs = Arguments()
-        inputs.names, inputs.args, inputs.kwargs = self.names, self.args, self.kwargs
-        return inputs
+    model: Any
+    optimizer: torch.optim.Optimizer | None
+    optimizer_state: dict[str, Any] | None
 
 
 def save(executor: PoplarExecutor, filename: str, export_model: bool, save_rng_state: bool) -> None:
@@ -59,65 +52,92 @@ def save(executor: PoplarExecutor, filename: str, export_model: bool, save_rng_s
         f"Destination folder {folder} is not a directory"
     )
     os.makedirs(folder, exist_ok=True)
+    contents = _program(executor)
+    contents.headers["version"] = executor._poptorch_version
     inputs = executor._executable_inputs
     assert inputs is not None, "a compiled model knows its inputs"
-    saved = SavedModel(
-        executor._poptorch_version, executor._options, inputs.names, inputs.args, inputs.kwargs
-    )
+    contents.documents.update(_inputs_document(inputs))
     if export_model:
-        saved.training = executor._training
-        saved.model = executor.model
-        saved.optimizer = executor._optimizer
-        if saved.optimizer is not None:
-            saved.optimizer_state = saved.optimizer.state_dict()
+        contents.documents["model"] = pickle.dumps(_saved_model(executor), protocol=4)
     if save_rng_state:
-        saved.rng_state = executor.rng_state
-    _write(filename, saved)
+        contents.headers["rng_state"] = json.dumps(executor.rng_state)
+    container.write(Path(filename), contents)
 
 
-def _write(filename: str, saved: SavedModel) -> None:
-    folder = os.path.dirname(os.path.abspath(filename))
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
-        try:
-            file.write(_MAGIC)
-            pickle.dump(saved, file, protocol=4)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, filename)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+def _program(executor: PoplarExecutor) -> Contents:
+    """The compiled program and what it fits; neither, where it holds what no file can."""
+    assert executor._captured is not None and executor._executable_inputs is not None, "the model is compiled"
+    try:
+        contents = write_captured(executor._captured)
+    except NotSerializable as error:
+        logger.warning("save(): the model will be compiled again when it is loaded, as %s", error)
+        return Contents({}, {})
+    key = compilation.key_for_loading(executor._subject(executor._executable_inputs))
+    contents.headers["key"] = json.dumps(key)
+    return contents
 
 
-def read(filename: str, version: str) -> SavedModel:
-    """The contents of a file. Raises Error for a file of another kind or version."""
-    with open(filename, "rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise poptorch_error(
-                f"Invalid file {filename}: it was not written by save() or compileAndExport()"
-            )
-        saved = pickle.load(file)
-    if saved.version != version:
+def _saved_model(executor: PoplarExecutor) -> SavedModel:
+    optimizer = executor._optimizer
+    state = None if optimizer is None else optimizer.state_dict()
+    return SavedModel(executor._training, executor._options, executor.model, optimizer, state)
+
+
+def _inputs_document(inputs: Arguments) -> dict[str, bytes]:
+    """The inputs' structure, pickled where it has classes of the user's own."""
+    parts = (list(inputs.names), list(inputs.args), dict(inputs.kwargs))
+    try:
+        return {"inputs": container.as_json(write_structure(parts, lambda tensor: True, {}))}
+    except NotSerializable:
+        return {"pickled inputs": pickle.dumps(parts, protocol=4)}
+
+
+def read(filename: str, version: str) -> Contents:
+    """The contents of a file. Raises Error for a file of another kind or version, or a damaged one."""
+    try:
+        contents = container.read(Path(filename))
+    except UnusableFile as error:
+        raise poptorch_error(f"Invalid file {filename}: {error}") from error
+    if contents.headers.get("version") != version:
         raise poptorch_error(
             f"Invalid file {filename}: PopTorch version mismatch: File was created with version: "
-            f"{saved.version} "
-            f"and this is version {version}"
+            f"{contents.headers.get('version')} and this is version {version}"
         )
-    saved.options._unfreeze()
-    saved.options.deleteIfExists("ipu_version")
-    if saved.options.connection_type == ConnectionType.Never:
-        saved.options.connectionType(ConnectionType.Always)
-    return saved  # type: ignore[no-any-return]
+    return contents
 
 
-def restore(saved: SavedModel, filename: str) -> tuple[Any, torch.optim.Optimizer | None]:
-    """The model and optimizer of a file. Raises AssertionError where it was saved without them."""
-    assert saved.model is not None and saved.training is not None, (
+def inputs_of(contents: Contents) -> Arguments:
+    """The inputs a model was compiled for; their tensors have no data."""
+    pickled = contents.documents.get("pickled inputs")
+    inputs = Arguments()
+    inputs.names, inputs.args, inputs.kwargs = (
+        read_structure(json.loads(contents.documents["inputs"]), {})
+        if pickled is None
+        else pickle.loads(pickled)
+    )
+    return inputs
+
+
+def saved_model(contents: Contents, filename: str) -> SavedModel:
+    """What `load` needs, ready for a device. Raises AssertionError where a file was saved without the model."""
+    assert "model" in contents.documents, (
         f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you "
         "need to "
         "re-create the PopTorch model using poptorch.inferenceModel or poptorch.trainingModel then call "
         f'poptorch_model.loadExecutable("{filename}").'
     )
+    saved: SavedModel = pickle.loads(contents.documents["model"])
+    saved.options._unfreeze()
+    saved.options.deleteIfExists("ipu_version")
+    if saved.options.connection_type == ConnectionType.Never:
+        saved.options.connectionType(ConnectionType.Always)
     if saved.optimizer is not None and saved.optimizer_state is not None:
         saved.optimizer.load_state_dict(saved.optimizer_state)
-    return wrapping.unwrap(saved.model), saved.optimizer
+    saved.model = wrapping.unwrap(saved.model)
+    return saved
+
+
+def saved_rng_state(contents: Contents) -> list[int] | None:
+    """The state of the random numbers, where it was saved."""
+    state = contents.headers.get("rng_state")
+    return None if state is None else json.loads(state)

@@ -50,19 +50,19 @@ def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor
 
 def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
     """The model that `save` wrote, compiled; `edit_opts_fn` may change its options first."""
-    saved = export.read(filename, VERSION)
-    model, optimizer = export.restore(saved, filename)
+    contents = export.read(filename, VERSION)
+    saved = export.saved_model(contents, filename)
     if edit_opts_fn is not None:
         edit_opts_fn(saved.options)
-    make = (
-        trainingModel(model, saved.options, optimizer)
-        if saved.training
-        else inferenceModel(model, saved.options)
-    )
-    make.loadExecutable(filename)
-    if saved.rng_state is not None:
-        make.rng_state = saved.rng_state
-    return make
+    if saved.training:
+        executor = trainingModel(saved.model, saved.options, saved.optimizer)
+    else:
+        executor = inferenceModel(saved.model, saved.options)
+    executor.loadExecutable(filename)
+    rng_state = export.saved_rng_state(contents)
+    if rng_state is not None:
+        executor.rng_state = rng_state
+    return executor
 
 
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:

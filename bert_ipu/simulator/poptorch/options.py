@@ -344,14 +344,11 @@ class Options(OptionsDict):
     # -- cache, logs, profile ------------------------------------------------------------------
 
     def enableExecutableCaching(self, path: str | None) -> Options:
-        """Accepted with a warning, as the simulator keeps no executables: a model is compiled in seconds."""
+        """Keep compiled programs in a folder and take them from there; None switches that off."""
         if path is None:
             self._Popart.set("enableEngineCaching", False)
         else:
-            logger.warning(
-                "enableExecutableCaching(%r) has no effect in the simulator: models are compiled anew.", path
-            )
-            self._Popart.set("cachePath", path)
+            self._Popart.set("cachePath", str(path))
             self._Popart.set("enableEngineCaching", True)
         return self
 
