@@ -24,9 +24,10 @@ Dtypes: torch.int64 becomes int32 and torch.float64 becomes float32 at the bound
 attributes are typed by their Python type (int, float, str, or a list of one of these, by its first element).
 Everything is compiled once: `run` costs a few tens of microseconds over the op's own work, whatever the op.
 
-The first compile of an op happens in a forked child, so that a `setup()` or `grow()` that crashes or calls
-`exit()` becomes an exception here instead of the end of the process; `isolate=False` switches that off.
-A crash while a *running* vertex computes cannot be caught this way.
+The first compile of an op, and the first run of one with vertices, happens in a forked child, so that a
+`setup()`, a `grow()` or a vertex that crashes or calls `exit()` becomes an exception here instead of the end
+of the process; `isolate=False` switches that off. A later crash ends the process with its signal, and a later
+`exit()` with a failure, once stderr has the name of the op and of the vertex.
 
 Patterns are run on a `PatternGraph`: see `bert_ipu.simulator.native.patterns`.
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -361,6 +364,54 @@ def test_mistakes_are_exceptions_that_name_what_is_wrong(kind: str, message: str
 def test_a_crash_or_exit_never_ends_the_process(kind: str, message: str) -> None:
     with pytest.raises(CustomOpError, match=message):
         probe(kind, torch.zeros(2), isolate=True).run([torch.zeros(2)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "how"), [("crash", "crashed with signal 11"), ("exit", r"called exit\(\)")]
+)
+def test_a_vertex_that_ends_the_process_at_its_first_run_is_an_exception(kind: str, how: str) -> None:
+    x = torch.zeros(4)
+    op = probe(kind, x, isolate=True, ints=[0], path=CODELETS)
+    with pytest.raises(CustomOpError, match=rf"running test\.probe\.Probe:1: it {how}"):
+        op.run([x])
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "how"), [("crash", -11, "crashed with SIGSEGV"), ("exit", 113, "called exit()")]
+)
+def test_a_vertex_that_ends_the_process_later_is_named_and_no_success(
+    kind: str, status: int, how: str
+) -> None:
+    """Only the first run is tried in a child."""
+    script = f"""
+import faulthandler; faulthandler.enable()
+import torch
+from custom_op_builds import load_probe
+from bert_ipu.simulator.custom_ops import CompiledOp
+load_probe()
+x = torch.zeros(4)
+attributes = {{"kind": {kind!r}, "ints": [1], "path": {CODELETS!r}}}
+op = CompiledOp("test.probe", "Probe", 1, [((4,), torch.float32)], attributes)
+op.run([x])
+print("once", flush=True)
+op.run([x])
+print("twice", flush=True)
+"""
+    result = run_alone(script)
+    assert (result.returncode, result.stdout) == (status, "once\n")
+    where = "custom op: running test.probe.Probe:1, vertex Ending of compute set "
+    assert where in result.stderr and how in result.stderr
+    if kind == "crash":  # whoever handled the signal before still does
+        assert "Fatal Python error: Segmentation fault" in result.stderr
+
+
+def run_alone(script: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code that may end its process in one of its own."""
+    here = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here), str(here.parents[1])])}
+    return subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False
+    )
 
 
 def test_codelets_that_do_not_compile_or_cannot_run_here(tmp_path: Path) -> None:

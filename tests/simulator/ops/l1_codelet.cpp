@@ -1,4 +1,6 @@
 // Vertices of the L1 distance: a template, a multi-vertex and nested vectors.
+// Then vertices with mistakes.
+#include <cstdlib>
 #include <poplar/Vertex.hpp>
 
 using namespace poplar;
@@ -67,6 +69,26 @@ public:
   bool compute() {
     for (unsigned i = 0; i < out.size() + 4; ++i)
       out[i] = 1.0f;
+    return true;
+  }
+};
+
+// Works `after` times, then ends the process.
+class Ending : public Vertex {
+public:
+  Output<Vector<float>> out;
+  int after;
+  bool byExit;
+
+  bool compute() {
+    static int calls = 0;
+    out[0] = 1.0f;
+    if (calls++ < after)
+      return true;
+    if (byExit)
+      std::exit(0);
+    volatile float *volatile nowhere = nullptr;
+    *nowhere = 1.0f;
     return true;
   }
 };

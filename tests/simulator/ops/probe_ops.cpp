@@ -232,6 +232,11 @@ private:
     } else if (kind == "overrun") {
       const auto v = graph().addVertex(cs, "Overrun", {{"out", out}});
       graph().setTileMapping(v, 0);
+    } else if (kind == "crash" || kind == "exit") {
+      const auto v = graph().addVertex(cs, "Ending", {{"out", out}});
+      graph().setInitialValue(v, "after", int(ints()[0]));
+      graph().setInitialValue(v, "byExit", kind == "exit");
+      graph().setTileMapping(v, 0);
     } else {
       const auto v =
           graph().addVertex(cs, "RowSums", {{"rows", in(0)}, {"sums", out}});

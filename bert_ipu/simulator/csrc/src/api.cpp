@@ -16,6 +16,7 @@
 
 #include "builtin_ops.hpp"
 #include "codelet.hpp"
+#include "crash_report.hpp"
 #include "describe.hpp"
 #include "engine.hpp"
 #include "isolate.hpp"
@@ -40,9 +41,10 @@ template <typename R, typename F> R guarded(R failed, F &&action) {
   return failed;
 }
 
-// Says where an error came from.
+// Runs user code; says where an error, or a crash, came from.
 template <typename F>
 auto inContext(const std::string &where, F &&action) -> decltype(action()) {
+  const popemu::UserCode running(where);
   try {
     return action();
   } catch (const std::exception &e) {
@@ -297,6 +299,8 @@ int popemu_configure(const char *compiler, const char *include,
 
 int popemu_load(const char *path) {
   return guarded(1, [&] {
+    const std::string what = "loading custom ops of " + std::string(path);
+    const popemu::UserCode running(what); // its static objects
     // Never unloaded: registries point into the library.
     if (!dlopen(path, RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE))
       throw error("{}",
@@ -482,8 +486,9 @@ void *popemu_compile(void *ir, std::int64_t op, int isolate) {
     Op &target = opOf(ir, op);
     const std::string title = "grow() of " + titleOf(target);
     if (isolate)
-      popemu::rehearse(title, [&] { popemu::lower(target); });
-    return inContext(title, [&] { return popemu::lower(target).release(); });
+      popemu::rehearse(title, [&] { popemu::lower(target, isolate); });
+    return inContext(
+        title, [&] { return popemu::lower(target, isolate != 0).release(); });
   });
 }
 

@@ -48,6 +48,7 @@ struct VertexInstance {
   };
 
   const VertexDescriptor &type;
+  std::string title; // with its compute set, known once bound
   std::map<std::string, Field> fields;
   int tile = -1;
   std::uint64_t estimatedCycles = 0;

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
+#include "crash_report.hpp"
+#include "isolate.hpp"
+
 namespace popemu {
 namespace {
 
@@ -31,22 +34,20 @@ bool Engine::Storage::guardsIntact() const {
          std::all_of(bytes.end() - guardBytes, bytes.end(), isGuard);
 }
 
-Engine::Engine(poplar::Graph graph, const poplar::program::Sequence &program,
-               const std::vector<poplar::Tensor> &inputs,
-               const std::vector<poplar::Tensor> &outputs,
-               std::map<int, int> updates,
-               const std::vector<poplar::Tensor> &seeds)
-    : graph_(std::move(graph)), program_(program.snapshot()),
-      updates_(std::move(updates)) {
+Engine::Engine(Request request)
+    : title_(std::move(request.title)), graph_(std::move(request.graph)),
+      program_(request.program.snapshot()),
+      updates_(std::move(request.updates)) {
   collect();
-  for (const auto &seed : seeds)
+  rehearse_ = request.isolate && runsVertices_;
+  for (const auto &seed : request.seeds)
     seeds_.push_back(wholeVariable(seed));
-  for (const auto &input : inputs)
+  for (const auto &input : request.inputs)
     inputs_.push_back(input.numElements() ? wholeVariable(input) : nullptr);
   for (Variable *variable : inputs_)
     inputWritten_.push_back(contains(written_, variable));
   std::vector<Variable *> taken;
-  for (const auto &output : outputs) {
+  for (const auto &output : request.outputs) {
     Operand value(output);
     Variable *direct = wholeVariable(output);
     // The caller's memory can stand for a variable only if nothing else does,
@@ -113,6 +114,25 @@ Engine::Storage *Engine::storageOf(Variable *variable) {
 void Engine::run(void *const *inputs, void *const *outputs, bool inPlace,
                  std::uint64_t seed) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  const UserCode running(title_);
+  if (rehearse_) {
+    // Nothing of the caller's is written: inputs are copied, and with vertices
+    // no output lies in the caller's memory.
+    rehearse("it", [&] {
+      bind(inputs, false, seed);
+      program_->run();
+    });
+    rehearse_ = false;
+  }
+  bind(inputs, inPlace, seed);
+  for (std::size_t i = 0; i < outputs_.size(); ++i)
+    if (outputs_[i].direct)
+      outputs_[i].direct->data = static_cast<char *>(outputs[i]);
+  program_->run();
+  deliver(outputs);
+}
+
+void Engine::bind(void *const *inputs, bool inPlace, std::uint64_t seed) {
   graph_.core()->seed = seed;
   for (auto &storage : storage_) {
     Variable &variable = *storage->variable;
@@ -137,10 +157,9 @@ void Engine::run(void *const *inputs, void *const *outputs, bool inPlace,
     std::memcpy(variable->data, words,
                 std::min(sizeof(words), variable->bytes()));
   }
-  for (std::size_t i = 0; i < outputs_.size(); ++i)
-    if (outputs_[i].direct)
-      outputs_[i].direct->data = static_cast<char *>(outputs[i]);
-  program_->run();
+}
+
+void Engine::deliver(void *const *outputs) {
   for (std::size_t i = 0; i < outputs_.size(); ++i) {
     if (outputs_[i].direct || outputs_[i].value.size() == 0)
       continue;

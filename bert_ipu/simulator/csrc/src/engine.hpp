@@ -18,13 +18,19 @@ struct StepCost {
 
 class Engine {
 public:
-  // Inputs must be whole variables. `updates` maps an input that the op
-  // changes in place to the output that shows the change. `seeds` are inputs
-  // filled with the seed of the run.
-  Engine(poplar::Graph graph, const poplar::program::Sequence &program,
-         const std::vector<poplar::Tensor> &inputs,
-         const std::vector<poplar::Tensor> &outputs, std::map<int, int> updates,
-         const std::vector<poplar::Tensor> &seeds);
+  struct Request {
+    std::string title; // for messages
+    poplar::Graph graph;
+    const poplar::program::Sequence &program;
+    std::vector<poplar::Tensor> inputs; // each a whole variable
+    std::vector<poplar::Tensor> outputs;
+    // From an input that the op changes in place to the output that shows it.
+    std::map<int, int> updates;
+    std::vector<poplar::Tensor> seeds; // inputs filled with the run's seed
+    // Whether the first run of vertices is tried in a forked child.
+    bool isolate;
+  };
+  explicit Engine(Request request);
 
   // Inputs are read only, except with `inPlace` those in `updates`.
   void run(void *const *inputs, void *const *outputs, bool inPlace,
@@ -46,8 +52,12 @@ private:
 
   void collect();
   void own(Variable *variable);
+  // What `run` does before and after the program.
+  void bind(void *const *inputs, bool inPlace, std::uint64_t seed);
+  void deliver(void *const *outputs);
   Storage *storageOf(Variable *variable);
 
+  std::string title_;
   poplar::Graph graph_;
   std::shared_ptr<Step> program_;
   std::vector<Variable *> inputs_;
@@ -61,6 +71,7 @@ private:
   std::vector<Variable *> written_;
   std::vector<StepCost> costs_;
   bool runsVertices_ = false;
+  bool rehearse_ = false; // the next run, because it is the first
   std::mutex mutex_;
 };
 

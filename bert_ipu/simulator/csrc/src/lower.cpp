@@ -60,7 +60,7 @@ std::map<int, int> inPlaceUpdates(const Op &op) {
   return updates;
 }
 
-std::unique_ptr<Engine> lower(Op &op) {
+std::unique_ptr<Engine> lower(Op &op, bool isolate) {
   poplar::Graph graph;
   popx::Devicex device(op.getIr(), graph);
   std::vector<poplar::Tensor> inputs, seeds, outputs;
@@ -80,8 +80,9 @@ std::unique_ptr<Engine> lower(Op &op) {
                   entry.first);
     outputs.push_back(device.get(entry.second->id));
   }
-  return std::make_unique<Engine>(std::move(graph), program, inputs, outputs,
-                                  inPlaceUpdates(op), seeds);
+  return std::make_unique<Engine>(Engine::Request{
+      logging::format("running {}", op.opid), std::move(graph), program, inputs,
+      outputs, inPlaceUpdates(op), seeds, isolate});
 }
 
 } // namespace popemu

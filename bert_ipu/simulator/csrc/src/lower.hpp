@@ -17,6 +17,6 @@ std::vector<popart::InIndex> callerInputs(const popart::Op &op);
 // in place, and the output that shows the change.
 std::map<int, int> inPlaceUpdates(const popart::Op &op);
 
-std::unique_ptr<Engine> lower(popart::Op &op);
+std::unique_ptr<Engine> lower(popart::Op &op, bool isolate);
 
 } // namespace popemu

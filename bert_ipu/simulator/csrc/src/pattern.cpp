@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <set>
 
+#include "crash_report.hpp"
 #include "names.hpp"
 
 namespace popart {
@@ -92,6 +93,8 @@ std::vector<OpId> difference(const std::set<OpId> &a, const std::set<OpId> &b) {
 
 bool sweep(const PreAliasPattern &pattern, Graph &graph,
            std::vector<PatternEdit> &edits) {
+  const std::string what = "pattern " + pattern.getPatternName();
+  const UserCode running(what);
   bool changed = false;
   for (OpId id : graph.getOpIds()) {
     Op *op = graph.getOpUnsafe(id);

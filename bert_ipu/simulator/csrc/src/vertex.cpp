@@ -4,6 +4,7 @@
 #include <tuple>
 
 #include "codelet.hpp"
+#include "crash_report.hpp"
 
 namespace popemu {
 
@@ -95,6 +96,7 @@ void VertexInstance::setInitialValue(const std::string &name,
 void VertexInstance::bind(const std::string &computeSet) {
   const std::string where =
       "vertex " + std::string(type.name) + " of compute set " + computeSet;
+  title = where;
   if (tile < 0)
     throw poplar::invalid_tile_mapping(
         where + " is on no tile; call Graph::setTileMapping");
@@ -187,8 +189,11 @@ void ComputeSetData::refuseRaces() const {
 }
 
 void ComputeSetData::run() {
-  for (auto &vertex : vertices)
+  for (auto &vertex : vertices) {
+    UserCode::enter(vertex->title.c_str());
     vertex->run();
+  }
+  UserCode::enter(nullptr);
 }
 
 Cost ComputeSetData::cost() const {
