@@ -30,17 +30,22 @@ def pattern_switches(settings: CustomOpsConfig) -> Dict[str, bool]:
     return switches
 
 
-def load(settings: CustomOpsConfig, backend: Backend) -> List[str]:
-    """Load the libraries that are switched on, before a model is compiled; returns their names.
-
-    Raises ConfigError: a library is not built, cannot be built, or does not load.
-    """
+def libraries(settings: CustomOpsConfig) -> List[str]:
+    """The names of the libraries that are switched on."""
     wanted = {
         "group_pattern": settings.group_pattern,
         "sparse_sgd": settings.sparse_sgd,
         "dropout_removal": settings.dropout_removal or settings.unmasked_attention_gradient,
     }
-    loaded = [name for name, switched_on in wanted.items() if switched_on]
+    return [name for name, switched_on in wanted.items() if switched_on]
+
+
+def load(settings: CustomOpsConfig, backend: Backend) -> List[str]:
+    """Load the libraries that are switched on, before a model is compiled; returns their names.
+
+    Raises ConfigError: a library is not built, cannot be built, or does not load.
+    """
+    loaded = libraries(settings)
     for name in loaded:
         path = custom_op_library(backend, name)
         try:
@@ -52,8 +57,11 @@ def load(settings: CustomOpsConfig, backend: Backend) -> List[str]:
     return loaded
 
 
-def report(loaded: Sequence[str], executor: Any) -> List[str]:
-    """One line for each pattern that matched: how often, and what that saves per micro-batch or update."""
+def report(loaded: Sequence[str], executor: Any, program: str = "training") -> List[str]:
+    """One line for each pattern that matched: how often, and what that saves per micro-batch or update.
+
+    `program` says what the executor runs.
+    """
     if not loaded:
         return []
     if not hasattr(type(executor), "pattern_changes"):
@@ -68,7 +76,8 @@ def report(loaded: Sequence[str], executor: Any) -> List[str]:
         + (" at most, where layouts differ" if pattern == "GroupPattern" else " each time they run")
         for (pattern, matched), (count, saved_bytes, cycles) in sorted(counts.items())
     ]
-    return [f"custom ops        {line}" for line in lines or [f"{', '.join(loaded)}: nothing matched"]]
+    nothing = [f"{', '.join(loaded)}: nothing matched"]
+    return [f"custom ops        {program}: {line}" for line in lines or nothing]
 
 
 def savings(change: Any) -> Tuple[int, int]:

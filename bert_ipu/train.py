@@ -214,6 +214,7 @@ class Evaluator:
         """Rows of a call on this instance."""
         self._model = model
         self._options = evaluation_options(config, iterations)
+        self._custom_ops, self._world = custom_ops.libraries(config.custom_ops), world
         self._executor: Any = None
 
     def outputs(self, batches: Iterable[Batch], training: Any = None) -> Iterator[Output]:
@@ -223,13 +224,21 @@ class Evaluator:
         """
         if training is not None and training.isAttachedToDevice():
             training.detachFromDevice()
-        if self._executor is None:
-            self._executor = poptorch.inferenceModel(self._model.eval(), self._options)
+        self._model.eval()
         names = output_type(self._model)
         for batch in batches:
+            if self._executor is None:
+                self._executor = self._compiled(batch)
             yield names(*self._executor(*batch))
         self._model.train()
         self._executor.detachFromDevice()
+
+    def _compiled(self, batch: Batch) -> Any:
+        executor = poptorch.inferenceModel(self._model, self._options)
+        executor.compile(*batch)
+        for line in custom_ops.report(self._custom_ops, executor, "evaluation"):
+            self._world.say(line)
+        return executor
 
 
 class GeneratedRows(torch.utils.data.Dataset):  # type: ignore[type-arg]

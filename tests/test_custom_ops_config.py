@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import poptorch
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,8 +15,11 @@ import run_pretraining
 from bert_ipu.backend import Backend
 from bert_ipu.config import CustomOpsConfig, PretrainConfig, load_config
 from bert_ipu.custom_ops import TILES, load, pattern_switches, report, savings
+from bert_ipu.distributed import join_world
 from bert_ipu.errors import ConfigError
 from bert_ipu.ipu_options import evaluation_options, training_options
+from bert_ipu.pipeline import pretraining_model
+from bert_ipu.train import Evaluator, GeneratedRows
 
 COMBINED = ["optim.name=sgd", "optim.combined_accumulation=true"]
 
@@ -81,6 +85,26 @@ def test_savings_by_the_published_formulas() -> None:
 
 
 @pytest.mark.cpp
+def test_an_evaluation_says_what_was_removed(capsys: pytest.CaptureFixture[str]) -> None:
+    """PopTorch records no dropout of a model in eval(), as the program's is; one left in training has them all."""
+    overrides = ["custom_ops.dropout_removal=true", "model.attention_probs_dropout_prob=0.1"]
+    config = load_config(PretrainConfig, "unit_test", overrides)
+    libraries = load(config.custom_ops, Backend("simulator", ""))
+    model = pretraining_model(config)
+    evaluator = Evaluator(config, model, join_world(config.ipu.replication_factor))
+    batch = GeneratedRows(config.data, config.model.vocab_size, evaluator.rows, seed=0).batch(
+        range(evaluator.rows))
+    list(evaluator.outputs([batch]))
+    assert "evaluation: dropout_removal: nothing matched" in capsys.readouterr().out
+
+    executor = poptorch.inferenceModel(model.train(), evaluation_options(config, config.forward_stages))
+    executor.compile(*batch)
+    dropouts = 1 + 3 * config.model.num_hidden_layers  # of the embeddings; attention and both halves of a layer
+    (line,) = report(libraries, executor, "evaluation")
+    assert f"evaluation: RemoveInferenceDropout matched {dropouts} Dropout: saves" in line
+
+
+@pytest.mark.cpp
 def test_a_run_says_what_matched_and_trains_the_same_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,7 +122,7 @@ def test_a_run_says_what_matched_and_trains_the_same_weights(
         weights[name] = load_file(checkpoint / "model.safetensors")
         if name == "group_pattern":
             # 3 layers of 6 weights, the pooler, the two heads' own; not the tied decoder.
-            assert "GroupPattern matched 21 SGD1VarUpdate" in said
+            assert "training: GroupPattern matched 21 SGD1VarUpdate" in said
         if name == "sparse_sgd":
             assert "SparseSGDPattern matched 2 GatherGrad" in said  # positions and token types
             assert "SparseSGDPattern matched 1 EmbeddingGrad" in said  # words, which have a padding row
