@@ -108,7 +108,7 @@ def assign(lengths: np.ndarray, strategies: list[Strategy], max_sequences: int, 
     generator = np.random.default_rng(seed)
     shuffled = generator.permutation(len(lengths))
     by_length = shuffled[np.argsort(lengths[shuffled], kind="stable")]
-    next_of = np.searchsorted(lengths[by_length], np.arange(int(lengths.max()) + 1))
+    next_of = np.searchsorted(lengths[by_length], np.arange(int(lengths.max(initial=0)) + 1))
     rows = np.full((row_count(strategies), max_sequences), -1, np.int64)
     start = 0
     for count, row in strategies:

@@ -12,9 +12,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -38,6 +41,7 @@ from bert_ipu.records import MANIFEST_NAME, Shard, atomic_file, write_manifest
 Result = TypeVar("Result")
 DEFAULT_PACK = 3
 _PIECES_PER_WORKER = 3
+_INTERRUPTED = 128 + signal.SIGINT
 
 
 class Ranks:
@@ -65,7 +69,7 @@ class Ranks:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in the options or the input."""
+    """Exit status: 0 done, 2 a mistake in the options or the input, 130 interrupted by Ctrl-C."""
     options = parsed(arguments)
     ranks = Ranks()
     try:
@@ -74,6 +78,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"prepare_wikipedia: {error}", file=sys.stderr, flush=True)
         ranks.abort(2)
         return 2
+    except KeyboardInterrupt:
+        print("prepare_wikipedia: interrupted. The same command carries on.", file=sys.stderr, flush=True)
+        ranks.abort(_INTERRUPTED)
+        return _INTERRUPTED
     return 0
 
 
@@ -187,7 +195,7 @@ def mapped(
         yield from (function(*call) for call in calls)
         return
     waiting: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_follow_parent) as pool:
         try:
             for call in calls:
                 waiting.append(pool.submit(function, *call))
@@ -203,6 +211,19 @@ def mapped(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def _follow_parent() -> None:
+    """In a worker: leave Ctrl-C to the parent, and end when the parent has been killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def finish(job: Job, directory: Path, parts: list[int], shards: list[Shard]) -> None:

@@ -18,6 +18,9 @@ from bert_ipu.tokenizer import load_tokenizer
 _NO_SPACE = re.compile("[\x1c-\x1f\x85]")
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
 _MAX_CACHED_WORDS = 250_000
+_LONGEST_PARAGRAPH = 1 << 18
+"""Characters; whatever is longer is cut between words, or a line of 50 MB would take 2 GB of memory."""
+_PARAGRAPH_PARTS = re.compile(rf".{{1,{_LONGEST_PARAGRAPH}}}(?!\S)|.{{{_LONGEST_PARAGRAPH}}}", re.DOTALL)
 
 
 class SentenceSplitter:
@@ -32,6 +35,11 @@ class SentenceSplitter:
 
     def split(self, paragraph: str) -> list[str]:
         """The sentences of a paragraph."""
+        if len(paragraph) <= _LONGEST_PARAGRAPH:
+            return self._split(paragraph)
+        return [sentence for part in _PARAGRAPH_PARTS.findall(paragraph) for sentence in self._split(part)]
+
+    def _split(self, paragraph: str) -> list[str]:
         text = paragraph.encode()
         if len(self._buffer) < 2 * len(text):
             self._buffer = ctypes.create_string_buffer(4 * len(text))

@@ -15,6 +15,7 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -27,11 +28,12 @@ MAX_DOCUMENT_BYTES = 64 << 20
 
 DUMP, EXTRACTED, PLAIN = "dump", "extracted", "plain"
 _ARTICLE_ENDS = {DUMP: b"</page>", EXTRACTED: b"</doc>", PLAIN: b"\n\n"}
-_OPENERS: dict[str, Callable[[BinaryIO], BinaryIO]] = {
-    ".bz2": bz2.BZ2File,
-    ".gz": lambda file: gzip.GzipFile(fileobj=file),
-    ".xz": lzma.LZMAFile,
+_OPENERS: dict[bytes, Callable[[BinaryIO], BinaryIO]] = {
+    b"BZh": bz2.BZ2File,
+    b"\x1f\x8b": lambda file: gzip.GzipFile(fileobj=file),
+    b"\xfd7zXZ": lzma.LZMAFile,
 }
+"""By the first bytes of a file, which tell more than its name."""
 _BROKEN = (EOFError, OSError, zlib.error, lzma.LZMAError, tarfile.TarError)
 
 
@@ -52,7 +54,7 @@ class Reader:
         self.files = [file for path in inputs for file in _files(path)]
         self.total_bytes = sum(file.stat().st_size for file in self.files)
         self._finished_bytes = 0
-        self._open: BinaryIO | None = None
+        self._open: BufferedReader | None = None
 
     @property
     def read_bytes(self) -> int:
@@ -83,7 +85,9 @@ class Reader:
         """Uncompressed contents of a file, one for each member of an archive."""
         with open(path, "rb") as self._open:
             if ".tar" not in path.suffixes and path.suffix not in (".tgz", ".tbz2", ".txz"):
-                yield str(path), _OPENERS[path.suffix](self._open) if path.suffix in _OPENERS else self._open
+                head = self._open.peek(8)
+                opener = next((open_ for magic, open_ in _OPENERS.items() if head.startswith(magic)), None)
+                yield str(path), opener(self._open) if opener else self._open
                 return
             with tarfile.open(fileobj=self._open, mode="r|*") as archive:
                 for member in archive:

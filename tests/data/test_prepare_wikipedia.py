@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -151,12 +153,61 @@ def test_a_killed_run_is_carried_on(tmp_path: Path, big_text: Path, whole: dict[
     assert digest(out) == whole
 
 
+@pytest.mark.slow
+def test_kills_at_any_time_change_nothing(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
+    """Two workers, killed again and again, in reading and in packing, until a run comes through."""
+    out, draw = tmp_path / "set", random.Random(3)
+    command = [*SCRIPT, str(big_text), "--vocab", str(VOCAB), "--out", str(out), "--workers", "2", "--pack"]
+    kills = 0
+    while not (out / "manifest.json").exists():
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(draw.uniform(0.5, 1.0) * 1.3**kills)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            kills += 1
+            assert no_process_names(str(out))
+    assert kills >= 2 and digest(out) == whole
+
+
+def no_process_names(argument: str) -> bool:
+    """Whether all processes with this argument are gone, within two seconds."""
+    for _ in range(200):
+        lines = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                lines.append(file.read_bytes().decode(errors="replace"))
+        if not any(argument in line for line in lines):
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_interrupted_by_the_keyboard(tmp_path: Path, big_text: Path) -> None:
+    out = tmp_path / "set"
+    command = [*SCRIPT, str(big_text), "--vocab", str(VOCAB), "--out", str(out), "--workers", "2"]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not list(out.glob(".parts/part-*.npz")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 130 and "The same command carries on" in said and "Traceback" not in said
+    assert no_process_names(str(out))
+
+
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
         (None, [], "no input"),
         ("", [], "is empty"),
         ("  \n\n ", [], "No text was found"),
+        ("<mediawiki></mediawiki>", [], "No text was found"),
+        ("<mediawiki><page><ns>4</ns></page></mediawiki>", [], "'discarded: not an article': 1"),
+        ("\0" * 1000, [], "No text was found"),
         ("<rss>x</rss>", [], "no MediaWiki dump"),
         ("<mediawiki><page><title>A</title>", [], "ends in the middle"),
         ("text", ["--sequence-length", 4], "16 to 65535"),

@@ -73,3 +73,12 @@ def test_sentences_are_blingfires() -> None:
     for paragraph in paragraphs[:-1]:
         assert splitter.split(paragraph) == blingfire.text_to_sentences(paragraph).split("\n")
     assert "".join(splitter.split("Dr. Smith went home. He slept.")) == "Dr. Smith went home.He slept."
+
+
+def test_a_line_of_megabytes_is_cut_between_words() -> None:
+    words = [f"word{number}" for number in range(40_000)]
+    for paragraph in (" ".join(words), " ".join(words) + " " + "x" * 300_000):
+        sentences = SentenceSplitter().split(paragraph)
+        assert max(map(len, sentences)) <= 1 << 18
+        assert "".join(" ".join(sentences).split()) == "".join(paragraph.split())
+        assert set(words) <= set(" ".join(sentences).split())

@@ -66,6 +66,7 @@ def test_compression_and_archives_change_nothing(tmp_path: Path, content: bytes)
         "multistream.bz2": multistream,
         "a.gz": gzip.compress(content),
         "a.xz": lzma.compress(content),
+        "no_suffix": bz2.compress(content),
     }
     for name, stored in files.items():
         (tmp_path / name).write_bytes(stored)
@@ -117,6 +118,8 @@ def cut_archive() -> bytes:
         ("wrong.xml.bz2", b"BZh9" + bytes(1000), "damaged"),
         ("cut.xml.gz", gzip.compress(DUMP)[:-500], "cut short"),
         ("cut.tar.xz", cut_archive(), "cut short"),
+        ("bytes.xml", DUMP.replace(b"Article 7 ", b"Article \xe9 "), "damaged: not well-formed"),
+        ("page.xml.bz2", b"<!DOCTYPE html><html>404</html>", "no MediaWiki dump"),
         ("latin.txt", "Ein Café.".encode("latin1"), "not in UTF-8: byte 0xe9 in line 1"),
         ("endless.txt", b"word " * 60_000, "blank lines"),
     ],
