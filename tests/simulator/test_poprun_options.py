@@ -38,10 +38,19 @@ def test_program_and_its_options_are_left_alone() -> None:
 
 def test_mpi_arguments_are_split_as_a_shell_does() -> None:
     own, _ = parse(
-        ["--mpi-global-args", "--tag-output --mca btl_tcp_if_include eth0", "--mpi-local-args=-x 'A B'", "p"]
+        [
+            "-H",
+            "a",
+            "--mpi-global-args",
+            "--tag-output --mca btl_tcp_if_include eth0",
+            "--mpi-local-args=-x 'A B'",
+            "p",
+        ]
     )
     assert own.mpi_global_args == ["--tag-output", "--mca", "btl_tcp_if_include", "eth0"]
-    assert own.mpi_local_args == ["-x", "A B"]
+    assert own.mpi_local_args == ["-x", "A B"] and own.host == "a"
+    own, program = parse(["--mpi-global-args", "--tag-output", "--mpi-local-args", "-x A", "p"])
+    assert own.mpi_global_args == ["--tag-output"] and own.mpi_local_args == ["-x", "A"] and program == ["p"]
 
 
 @pytest.mark.parametrize(

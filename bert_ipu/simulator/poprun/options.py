@@ -154,12 +154,14 @@ def _takes_value(action: argparse.Action) -> bool:
 
 
 def split(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """poprun's own options, and the program with its arguments.
+    """poprun's own options, values joined to them by "=", and the program with its arguments.
 
-    Raises PoprunError for an option poprun does not have, with the nearest one.
+    Joined, a value may begin with a dash, as those of --mpi-global-args do. Raises PoprunError for an option
+    poprun does not have, with the nearest one.
     """
     actions = {o: a for a in parser._actions for o in a.option_strings}
     actions["-vv"] = actions["-v"]
+    own: list[str] = []
     at = 0
     while at < len(argv) and argv[at].startswith("-") and argv[at] != "--":
         name, has_value, _ = argv[at].partition("=")
@@ -168,11 +170,13 @@ def split(parser: argparse.ArgumentParser, argv: Sequence[str]) -> tuple[list[st
             near = difflib.get_close_matches(name, _long_names(parser), n=1, cutoff=0.5)
             hint = f"; the nearest is {near[0]}" if near else ""
             raise PoprunError(f"{name} is not an option of poprun{hint}. `poprun --help` lists them.")
-        at += 2 if _takes_value(action) and not has_value else 1
-    if at > len(argv):
-        raise PoprunError(f"{argv[-1]} needs a value")
+        value_follows = _takes_value(action) and not has_value
+        if value_follows and at + 1 == len(argv):
+            raise PoprunError(f"{name} needs a value")
+        own.append(f"{name}={argv[at + 1]}" if value_follows else argv[at])
+        at += 1 + value_follows
     program = list(argv[at:])
-    return list(argv[:at]), program[1:] if program[:1] == ["--"] else program
+    return own, program[1:] if program[:1] == ["--"] else program
 
 
 def _defaults_from(path: str, parser: argparse.ArgumentParser) -> list[str]:
