@@ -26,7 +26,8 @@ Everything is compiled once: `run` costs a few tens of microseconds over the op'
 
 The first compile of an op, and the first run of one with vertices, happens in a forked child, so that a
 `setup()`, a `grow()` or a vertex that crashes or calls `exit()` becomes an exception here instead of the end
-of the process; `isolate=False` switches that off. A later crash ends the process with its signal, and a later
+of the process; `isolate=False` switches that off. It is tried once for the same op, shapes, dtypes and
+attributes: a fork of a large process takes tens of milliseconds. A later crash ends the process with its signal, and a later
 `exit()` with a failure, once stderr has the name of the op and of the vertex.
 
 Patterns are run on a `PatternGraph`: see `bert_ipu.simulator.native.patterns`.
@@ -38,7 +39,8 @@ from __future__ import annotations
 
 import ctypes
 import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -131,6 +133,32 @@ def require_registered(domain: str, name: str, version: int) -> None:
     )
 
 
+class _Rehearsals:
+    """Which calls of the user's C++ are still to be tried in a forked child."""
+
+    _survived: set[Hashable] = set()
+    """What was tried, in this process, and went well."""
+
+    def __init__(self, isolate: bool, key: Hashable) -> None:
+        self._isolate, self._key = isolate, key
+
+    def within(self, part: str) -> _Rehearsals:
+        """The same, for an op that this one made."""
+        return _Rehearsals(self._isolate, (self._key, part))
+
+    @contextmanager
+    def of(self, call: str) -> Iterator[bool]:
+        """Whether to try a call first; one that raises is tried again next time."""
+        key = (self._key, call)
+        yield self._isolate and key not in self._survived
+        self._survived.add(key)
+
+
+def _hashable(attributes: Mapping[str, AttributeValue]) -> tuple[tuple[str, str], ...]:
+    """Attributes with their types told apart, as the device tells 1 from 1.0."""
+    return tuple((name, repr(value)) for name, value in sorted(attributes.items()))
+
+
 class CompiledOp:
     """One op, created, shaped and recorded for fixed input shapes; run it as often as you like."""
 
@@ -145,22 +173,26 @@ class CompiledOp:
         isolate: bool = True,
     ) -> None:
         require_registered(domain, name, version)
+        self._rehearsals = _Rehearsals(
+            isolate, (domain, name, version, *map(tuple, inputs), *_hashable(attributes or {}))
+        )
         self._graph = abi.IrHandle(training=True)
         ids = [f"in{i}" for i in range(len(inputs))]
         for tensor_id, (shape, dtype) in zip(ids, inputs, strict=True):
             self._graph.add_tensor(tensor_id, "activation", shape, abi.boundary_dtype(dtype))
-        self._isolate = isolate
-        self._op = self._graph.add_op(
-            domain, name, version, dict(enumerate(ids)), attributes=attributes or {}, isolate=isolate
-        )
+        with self._rehearsals.of("setup") as rehearse:
+            self._op = self._graph.add_op(
+                domain, name, version, dict(enumerate(ids)), attributes=attributes or {}, isolate=rehearse
+            )
         self._adopt()
 
     @classmethod
     def from_graph(cls, graph: abi.IrHandle, op: int, *, isolate: bool = True) -> CompiledOp:
         """Compile an op that already exists in `graph`, such as one a pattern inserted."""
         compiled = cls.__new__(cls)
-        compiled._graph, compiled._op, compiled._isolate = graph, op, isolate
+        compiled._graph, compiled._op = graph, op
         compiled._adopt()
+        compiled._rehearsals = _Rehearsals(isolate, (compiled.title, *_hashable(compiled.attributes)))
         return compiled
 
     def _adopt(self) -> None:
@@ -177,7 +209,8 @@ class CompiledOp:
     def engine(self) -> abi.EngineHandle:
         """The recorded program; the op's grow() runs on first use."""
         if self._engine is None:
-            self._engine = self._graph.compile(self._op, isolate=self._isolate)
+            with self._rehearsals.of("grow") as rehearse:
+                self._engine = self._graph.compile(self._op, isolate=rehearse)
             slots = len(self.input_specs), len(self.output_specs)
             self._input_pointers = (ctypes.c_void_p * slots[0])()
             self._output_pointers = (ctypes.c_void_p * slots[1])()
@@ -239,9 +272,11 @@ class CompiledOp:
         `live_outputs`: the outputs on a path to the loss, default all of them.
         """
         live = sorted(range(len(self.output_specs)) if live_outputs is None else live_outputs)
+        with self._rehearsals.of(f"gradients of {live}") as rehearse:
+            entries = self._graph.grow_gradients(self._op, live, isolate=rehearse)
         return [
-            CompiledGrad._from(self._graph, entry, isolate=self._isolate)
-            for entry in self._graph.grow_gradients(self._op, live, isolate=self._isolate)
+            CompiledGrad._from(self._graph, entry, self._rehearsals.within(f"gradient {index} of {live}"))
+            for index, entry in enumerate(entries)
         ]
 
 
@@ -252,9 +287,9 @@ class CompiledGrad(CompiledOp):
     targets: dict[int, int]
 
     @classmethod
-    def _from(cls, graph: abi.IrHandle, entry: dict[str, Any], *, isolate: bool) -> CompiledGrad:
+    def _from(cls, graph: abi.IrHandle, entry: dict[str, Any], rehearsals: _Rehearsals) -> CompiledGrad:
         grad = cls.__new__(cls)
-        grad._graph, grad._op, grad._isolate = graph, entry["op"], isolate
+        grad._graph, grad._op, grad._rehearsals = graph, entry["op"], rehearsals
         grad._adopt()
         grad.sources = tuple(GradSource(kind, position) for kind, position in entry["sources"])
         grad.targets = {int(k): v for k, v in entry["targets"].items()}

@@ -137,9 +137,9 @@ class PatternGraph:
             for entry in self._ir.describe()["tensors"]
         }
 
-    def compile(self, op: int) -> CompiledOp:
+    def compile(self, op: int, *, isolate: bool = True) -> CompiledOp:
         """Compile an op that a pattern inserted; its inputs come in the order of their indices."""
-        return CompiledOp.from_graph(self._ir, op)
+        return CompiledOp.from_graph(self._ir, op, isolate=isolate)
 
 
 def _op(entry: dict[str, Any]) -> PatternOp:
