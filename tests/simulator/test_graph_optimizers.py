@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from lamb_reference import Lamb
 from torch import Tensor, nn
 
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
@@ -159,30 +160,13 @@ def test_clipping_bounds_the_norm_of_all_gradients(kind: str) -> None:
         torch.testing.assert_close(ours[key], weight, rtol=1e-4, atol=1e-5)
 
 
-class Lamb(torch.optim.Optimizer):
-    """LAMB as published (You et al., arXiv 1904.00962, algorithm 2), phi(z) = min(z, 10)."""
-
-    def __init__(self, params: Any, corrected: bool) -> None:
-        super().__init__(params, {})
-        self.corrected = corrected
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
-        for p in self.param_groups[0]["params"]:
-            state = self.state[p]
-            state["t"] = state.get("t", 0) + 1
-            state["m"] = 0.9 * state.get("m", 0.0) + 0.1 * p.grad
-            state["v"] = 0.99 * state.get("v", 0.0) + 0.01 * p.grad**2
-            m, v = state["m"], state["v"]
-            if self.corrected:
-                m, v = m / (1 - 0.9 ** state["t"]), v / (1 - 0.99 ** state["t"])
-            update = m / (v.sqrt() + 1e-6) + 0.1 * p
-            p.sub_(0.01 * min(float(p.norm()), 10.0) / float(update.norm()) * update)
-
-
 @pytest.mark.parametrize("corrected", [True, False])
 def test_lamb_equals_the_paper(corrected: bool) -> None:
     kind = "LAMB" if corrected else "LAMB_NO_BIAS"
     ours = simulate(spec(kind, 8.0, **ADAM, maxWeightNorm=10.0), Reduction(2, 2))
-    for key, weight in reference(lambda p: Lamb(p, corrected), 4).items():
+
+    def lamb(params: Iterable[nn.Parameter]) -> Lamb:
+        return Lamb(params, 0.01, (0.9, 0.99), 1e-6, 0.1, max_weight_norm=10.0, bias_correction=corrected)
+
+    for key, weight in reference(lamb, 4).items():
         torch.testing.assert_close(ours[key], weight, rtol=2e-5, atol=2e-6)
