@@ -129,7 +129,7 @@ class Fingerprint:
         if id(value) in self._parameters:
             yield f"{kind} {self._parameters[id(value)]}"
         elif isinstance(value, FakeTensor) or value.is_meta:
-            yield f"{kind} without data"
+            yield kind
         elif value.layout is not torch.strided or type(value) not in (torch.Tensor, torch.nn.Parameter):
             raise NoFingerprint(f"{path} is a tensor of {type(value).__qualname__}, {value.layout}")
         else:

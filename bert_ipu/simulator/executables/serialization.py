@@ -7,8 +7,9 @@ Parameters and buffers are not part of a document: they are the model's, which i
 from __future__ import annotations
 
 import dataclasses
+import json
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import (
+    ORIGIN,
     InputSpec,
     IpuOp,
     OperatorSummary,
@@ -74,6 +76,7 @@ def write_program(program: Program) -> tuple[Document, dict[str, torch.Tensor]]:
         "scalars": writer.value(program.scalars),
         "pattern_changes": writer.value(program.pattern_changes),
         "shapes": writer.shapes,
+        "origins": writer.origins,
     }
     return document, constants
 
@@ -85,7 +88,7 @@ def read_program(
 
     Raises KeyError or ValueError for a document that is not whole.
     """
-    reader = _Reader(FakeTensorMode(allow_non_fake_inputs=True), document["shapes"])
+    reader = _Reader(FakeTensorMode(allow_non_fake_inputs=True), document)
     graph = fx.Graph()
     reader.graph(graph, document["graph"])
     program = Program(graph, reader.fake_mode, training=document["training"])
@@ -106,21 +109,32 @@ def read_program(
 class _Writer:
     def __init__(self) -> None:
         self.shapes: list[Any] = []
+        self.origins: list[Any] = []
+        self._origin_numbers: dict[str, int] = {}
         self._shape_numbers: dict[Any, int] = {}
         self._numbers: dict[fx.Node, int] = {}
 
     def graph(self, graph: fx.Graph) -> list[Any]:
-        """One entry per node: operation, name, target, arguments, metadata."""
+        """One entry per node: operation, name, target, arguments, origin (which many share), other metadata."""
         entries = []
         for node in graph.nodes:
             try:
                 entry = [node.op, node.name, self._target(node)]
-                entry += [self.value(part) for part in (node.args, node.kwargs, node.meta)]
+                entry += [self._all(node.args), self._items(node.kwargs), self._origin(node)]
+                entry.append(self._items({key: node.meta[key] for key in node.meta if key not in ORIGIN}))
             except NotSerializable as error:
                 raise NotSerializable(f"{_where(node)}{error}") from None
             self._numbers[node] = len(self._numbers)
             entries.append(entry)
         return entries
+
+    def _origin(self, node: fx.Node) -> int:
+        items = self._items({key: node.meta[key] for key in ORIGIN if key in node.meta})
+        text = json.dumps(items)
+        if text not in self._origin_numbers:
+            self._origin_numbers[text] = len(self.origins)
+            self.origins.append(items)
+        return self._origin_numbers[text]
 
     @staticmethod
     def _target(node: fx.Node) -> str:
@@ -145,12 +159,18 @@ class _Writer:
         if isinstance(value, fx.Node):
             return {"node": self._numbers[value]}
         if isinstance(value, list):
-            return [self.value(element) for element in value]
+            return self._all(value)
         if isinstance(value, tuple):
-            return {"tuple": [self.value(element) for element in value]}
+            return {"tuple": self._all(value)}
         if isinstance(value, Mapping):
-            return {"dict": [[self.value(key), self.value(entry)] for key, entry in value.items()]}
+            return {"dict": self._items(value)}
         return self._object(value)
+
+    def _all(self, values: Iterable[Any]) -> list[Any]:
+        return [self.value(value) for value in values]
+
+    def _items(self, values: Mapping[Any, Any]) -> list[Any]:
+        return [[self.value(key), self.value(value)] for key, value in values.items()]
 
     def _object(self, value: Any) -> Any:
         kind = _TORCH_CONSTANTS.get(type(value))
@@ -180,12 +200,12 @@ class _Writer:
 
 
 class _Reader:
-    def __init__(self, fake_mode: FakeTensorMode, shapes: list[Any]) -> None:
+    def __init__(self, fake_mode: FakeTensorMode, document: Document) -> None:
         self.fake_mode = fake_mode
         with fake_mode:
             self._vals = [
                 torch.empty_strided(shape, stride, dtype=getattr(torch, dtype))
-                for shape, dtype, stride in shapes
+                for shape, dtype, stride in document["shapes"]
             ]
         self._nodes: list[fx.Node] = []
         self._targets: dict[str, Any] = {"getitem": operator.getitem}
@@ -193,7 +213,7 @@ class _Reader:
             "node": self._nodes.__getitem__,
             "val": self._vals.__getitem__,
             "tuple": lambda content: tuple(map(self.value, content)),
-            "dict": lambda content: {self.value(key): self.value(entry) for key, entry in content},
+            "dict": self._mapping,
             "dtype": _torch_constant,
             "layout": _torch_constant,
             "memory_format": _torch_constant,
@@ -203,17 +223,13 @@ class _Reader:
             "subgraph": self._subgraph,
             "record": self._record,
         }
+        self._origins = [self._mapping(origin) for origin in document["origins"]]
 
     def graph(self, graph: fx.Graph, entries: list[Any]) -> None:
-        for op, name, target, args, kwargs, meta in entries:
-            node = graph.create_node(
-                op,
-                self._target(target) if op == "call_function" else target,
-                self.value(args),
-                self.value(kwargs),
-                name,
-            )
-            node.meta = self.value(meta)
+        for op, name, target, args, kwargs, origin, meta in entries:
+            called = self._target(target) if op == "call_function" else target
+            node = graph.create_node(op, called, tuple(map(self.value, args)), self._mapping(kwargs), name)
+            node.meta = {**self._origins[origin], **self._mapping(meta)}
             self._nodes.append(node)
 
     def _target(self, name: str) -> Any:
@@ -237,6 +253,9 @@ class _Reader:
             return [self.value(element) for element in value]
         return value
 
+    def _mapping(self, content: Any) -> dict[Any, Any]:
+        return {self.value(key): self.value(entry) for key, entry in content}
+
     def _subgraph(self, content: Any) -> Subgraph:
         name, entries = content
         graph = fx.Graph()
@@ -253,10 +272,11 @@ def _torch_constant(name: str) -> Any:
 
 
 def _where(node: fx.Node) -> str:
+    name = node.target.name if isinstance(node.target, IpuOp) else str(node.target)
     place = " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
-    return f"{node.target}{f' ({place})' if place else ''}: "
+    return f"{name}{f' ({place})' if place else ''}: "
 
 
 def _describe(value: Any) -> str:
-    name = getattr(value, "__qualname__", None)
-    return f"{name or 'an object'} of {type(value).__module__}.{type(value).__qualname__}"
+    name = getattr(value, "__qualname__", None) or f"an object of {type(value).__qualname__}"
+    return f"{name}, which no file can hold"

@@ -108,7 +108,7 @@ def load_model(subject: Subject, filename: str, contents: Contents) -> Compiled:
     def program(subject: Subject) -> CapturedProgram:
         request = _request(subject, _Captured(subject.model, subject.inputs))
         before = {part: json.loads(contents.headers["key"]).get(part, {}) for part in FITTING}
-        differences = describe_differences(before, fitting_key(request))
+        differences = describe_differences(before, fitting_key(subject, request))
         if differences:
             raise poptorch_error(
                 f"Invalid file {filename}: its executable was compiled for another model or other options: "
@@ -125,7 +125,7 @@ def load_model(subject: Subject, filename: str, contents: Contents) -> Compiled:
 def key_for_loading(subject: Subject) -> Key:
     """What `load_model` compares."""
     with wrapping.unwrapped(subject.model):
-        return fitting_key(_request(subject, _Captured(subject.model, subject.inputs)))
+        return fitting_key(subject, _request(subject, _Captured(subject.model, subject.inputs)))
 
 
 def _on_device(subject: Subject, make: Callable[[Subject], CapturedProgram]) -> Compiled:

@@ -25,7 +25,7 @@ from .options import Attribute as AttributeContext
 if TYPE_CHECKING:
     from .compilation import Subject
 
-FITTING = ("settings", "parameters")
+FITTING = ("inputs", "settings", "parameters")
 """The parts that a program loaded from a file must have in common with the model it is loaded for."""
 
 _FED_BY_THE_HOST = ("learningRate", "lossScaling")
@@ -36,17 +36,20 @@ def executable_key(subject: Subject, request: CompileRequest) -> Key:
     """The whole key. Raises NoFingerprint for a model that holds what no text can stand for."""
     return {
         "simulator": _versions(),
-        "inputs": _inputs(subject),
-        **fitting_key(request),
+        **fitting_key(subject, request),
         "model": dict(_model(subject)),
         "placement": {"strategy": Fingerprint().of(subject.options._execution_strategy, "the strategy")},
         "libraries": _libraries(),
     }
 
 
-def fitting_key(request: CompileRequest) -> Key:
-    """The parts named by `FITTING`."""
-    return {"settings": _settings(request), "parameters": _parameters(request.module)}
+def fitting_key(subject: Subject, request: CompileRequest) -> Key:
+    """The parts named by `FITTING`. Raises NoFingerprint for inputs that no text can stand for."""
+    return {
+        "inputs": _inputs(subject),
+        "settings": _settings(request),
+        "parameters": _parameters(request.module),
+    }
 
 
 def forward_changes(before: Key, after: Key) -> list[str]:
@@ -110,7 +113,7 @@ def _optimizer(spec: OptimizerSpec) -> Iterator[tuple[str, str]]:
 def _attribute(name: str, attribute: Attribute) -> str:
     if name in _FED_BY_THE_HOST and not attribute.constant:
         return "variable"
-    return f"{attribute.value} ({'constant' if attribute.constant else 'variable'})"
+    return f"{float(attribute.value)} ({'constant' if attribute.constant else 'variable'})"
 
 
 def _parameters(module: torch.nn.Module) -> Texts:

@@ -18,6 +18,7 @@ import torch
 from ..errors import poptorch_error
 from ..executables import container
 from ..executables.container import Contents, UnusableFile
+from ..executables.fingerprint import NoFingerprint
 from ..executables.serialization import NotSerializable
 from ..executables.structures import read_structure, write_structure
 from . import compilation, wrapping
@@ -69,10 +70,10 @@ def _program(executor: PoplarExecutor) -> Contents:
     assert executor._captured is not None and executor._executable_inputs is not None, "the model is compiled"
     try:
         contents = write_captured(executor._captured)
-    except NotSerializable as error:
-        logger.warning("save(): the model will be compiled again when it is loaded, as %s", error)
+        key = compilation.key_for_loading(executor._subject(executor._executable_inputs))
+    except (NotSerializable, NoFingerprint) as error:
+        logger.warning("save(): the model will be compiled again when it is loaded: %s", error)
         return Contents({}, {})
-    key = compilation.key_for_loading(executor._subject(executor._executable_inputs))
     contents.headers["key"] = json.dumps(key)
     return contents
 

@@ -79,22 +79,24 @@ def _pooled(program: Program) -> set[fx.Node]:
             variable = program.variable_of(node)
             assert variable is not None, f"{node} writes to no variable"
             last.setdefault(variable.name, []).append(node)
+    zeroed = {
+        program.variable_of(node).name  # type: ignore[union-attr]
+        for node in outer_nodes(program)
+        if node.target is ops.accumulator_zero
+    }
+    placeholders = variable_nodes(program)
     for name, writers in last.items():
-        if _is_plain_sum(program, program.variables[name], writers) and _only_reduced(writers[-1]):
+        plain = name in zeroed and _is_plain_sum(program.variables[name], placeholders[name], writers)
+        if plain and _only_reduced(writers[-1]):
             found |= set(writers)
     return found
 
 
-def _is_plain_sum(program: Program, variable: Variable, writers: Sequence[fx.Node]) -> bool:
-    """Whether a variable is zero before the first micro-batch and then only added to."""
+def _is_plain_sum(variable: Variable, first: fx.Node, writers: Sequence[fx.Node]) -> bool:
+    """Whether a variable, zeroed by the update, is zero before the first one and then only added to."""
     starts_at_zero = variable.role is Role.STATE and variable.fill == 0.0 and variable.initial is None
-    zeroed = any(
-        node.target is ops.accumulator_zero and program.variable_of(node) is variable
-        for node in outer_nodes(program)
-    )
     adds = all(node.target is ops.accumulate and node.kwargs.get("kind") == "add" for node in writers)
-    first = variable_nodes(program)[variable.name]
-    return starts_at_zero and zeroed and adds and all(user in writers for user in first.users)
+    return starts_at_zero and adds and all(user in writers for user in first.users)
 
 
 def _only_reduced(node: fx.Node) -> bool:

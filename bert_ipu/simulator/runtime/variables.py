@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
 from torch import Tensor
 
 from bert_ipu.simulator.graph.ir import Program, Role, Variable
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.replication import Replication
+
+LAZY_BYTES = 1 << 20
+"""From this size on, zeros are pages that the system hands out when they are first written."""
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A tensor of zeros; on the CPU a large one costs nothing before its first use."""
+    count = math.prod(shape)
+    if device.type != "cpu" or count * dtype.itemsize < LAZY_BYTES:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, count * dtype.itemsize), dtype=dtype).reshape(shape)
 
 
 class VariableStore:
@@ -24,25 +38,34 @@ class VariableStore:
         for variable in program.variables.values():
             if variable.tensor is not None:
                 self.load(variable.name, variable.tensor)
-        self.reset_states()
+            elif variable.initial is not None:
+                self._reset(variable)
 
     def _allocate(self, variable: Variable, nan: bool) -> Tensor:
-        """Memory nobody has written: NaN where asked for, so that a missing initialisation shows."""
+        """Memory with a variable's first value; NaN, where asked for, if it has none before it is loaded."""
         dtype = self.numerics.stored(variable.dtype)
-        fill = torch.nan if nan and dtype.is_floating_point else 0
+        if variable.tensor is not None:
+            return torch.empty(variable.shape, dtype=dtype, device=self.device)
+        has_first_value = variable.role in (Role.STATE, Role.SCALAR)
+        if has_first_value and variable.fill == 0:
+            return zeros(variable.shape, dtype, self.device)
+        missing = torch.nan if nan and dtype.is_floating_point else 0
+        fill = variable.fill if has_first_value else missing
         return torch.full(variable.shape, fill, dtype=dtype, device=self.device)
 
     def reset_states(self) -> None:
         """Give optimizer states and scalars their first values; a state may start from its parameter."""
         for variable in self.program.variables.values():
-            if variable.role not in (Role.STATE, Role.SCALAR) or variable.tensor is not None:
-                continue
-            for replica, value in enumerate(self.values[variable.name]):
-                value.fill_(variable.fill)
-                if variable.initial is not None:
-                    parameter, factor = variable.initial
-                    source = self.values[parameter]
-                    value.add_(source[min(replica, len(source) - 1)], alpha=factor)
+            if variable.role in (Role.STATE, Role.SCALAR) and variable.tensor is None:
+                self._reset(variable)
+
+    def _reset(self, variable: Variable) -> None:
+        for replica, value in enumerate(self.values[variable.name]):
+            value.fill_(variable.fill)
+            if variable.initial is not None:
+                parameter, factor = variable.initial
+                source = self.values[parameter]
+                value.add_(source[min(replica, len(source) - 1)], alpha=factor)
 
     def load(self, name: str, tensor: Tensor) -> None:
         """Copy a host tensor to the device; with replica groups its first dimension counts the groups.
