@@ -12,25 +12,22 @@ from __future__ import annotations
 
 import argparse
 import json
-import multiprocessing
 import os
 import shutil
 import signal
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 from histogram import length_histogram_svg
 from packing import least_rows
+from parallel import Ranks, mapped
 from preparation import Job, encode_piece, groups, start, summary, write_group
 from sources import Reader
 from tqdm import tqdm
@@ -38,43 +35,17 @@ from tqdm import tqdm
 from bert_ipu.errors import ConfigError, DataError, UserError
 from bert_ipu.records import MANIFEST_NAME, Shard, atomic_file, write_manifest
 
-Result = TypeVar("Result")
 DEFAULT_PACK = 3
-_PIECES_PER_WORKER = 3
 _INTERRUPTED = 128 + signal.SIGINT
 
 
-class Ranks:
-    """This process among those of mpirun; alone without it."""
-
-    def __init__(self) -> None:
-        self._communicator = None
-        if any(name in os.environ for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "PMIX_RANK")):
-            from mpi4py import MPI
-
-            self._communicator = MPI.COMM_WORLD
-        self.rank = self._communicator.rank if self._communicator else 0
-        self.size = self._communicator.size if self._communicator else 1
-
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        if self._communicator:
-            self._communicator.barrier()
-
-    def abort(self, status: int) -> None:
-        """End all ranks: the others may be waiting for this one."""
-        if self._communicator and self.size > 1:
-            sys.stdout.flush()
-            self._communicator.Abort(status)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 2 a mistake in the options or the input, 130 interrupted by Ctrl-C."""
+    """Exit status: 0 done, 2 a mistake in the options, the input or on the disk, 130 Ctrl-C, 1 our own."""
     options = parsed(arguments)
     ranks = Ranks()
     try:
         run(options, ranks)
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"prepare_wikipedia: {error}", file=sys.stderr, flush=True)
         ranks.abort(2)
         return 2
@@ -82,6 +53,11 @@ def main(arguments: list[str] | None = None) -> int:
         print("prepare_wikipedia: interrupted. The same command carries on.", file=sys.stderr, flush=True)
         ranks.abort(_INTERRUPTED)
         return _INTERRUPTED
+    except Exception:
+        # What Python would do by itself, but that the other ranks must not wait for this one for ever.
+        traceback.print_exc()
+        ranks.abort(1)
+        return 1
     return 0
 
 
@@ -185,45 +161,6 @@ def assemble(job: Job, directory: Path, parts: list[int], ranks: Ranks, workers:
     if ranks.rank == 0:
         finish(job, directory, parts, [group.shard(job.layout()) for group in everything])
     ranks.barrier()
-
-
-def mapped(
-    function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], workers: int
-) -> Iterator[Result]:
-    """Results of calls in order, by `workers` processes; few calls are read ahead, to bound the memory."""
-    if workers == 1:
-        yield from (function(*call) for call in calls)
-        return
-    waiting: deque[Future[Result]] = deque()
-    with ProcessPoolExecutor(workers, initializer=_follow_parent) as pool:
-        try:
-            for call in calls:
-                waiting.append(pool.submit(function, *call))
-                if len(waiting) >= workers * _PIECES_PER_WORKER:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "A worker process was killed, most often because memory ran out. Run the same command again, "
-                "with fewer --workers: it carries on where it stopped."
-            ) from error
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
-def _follow_parent() -> None:
-    """In a worker: leave Ctrl-C to the parent, and end when the parent has been killed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def finish(job: Job, directory: Path, parts: list[int], shards: list[Shard]) -> None:

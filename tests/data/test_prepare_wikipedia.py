@@ -242,6 +242,15 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["file"]
 
 
+def test_a_disk_that_cannot_be_written_to_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    source, out = DATA / "sample/corpus.txt", tmp_path / "file/set"
+    assert prepare_wikipedia.main([str(source), "--vocab", str(VOCAB), "--out", str(out)]) == 2
+    assert re.fullmatch(r"prepare_wikipedia: .*Not a directory.*\n", capsys.readouterr().err)
+
+
 def test_a_sentence_longer_than_a_sequence_is_cut_not_lost(tmp_path: Path) -> None:
     source = tmp_path / "long.txt"
     source.write_text("the " * 1000 + "end.\n\nA second document is here. It has two sentences.")
