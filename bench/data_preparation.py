@@ -101,11 +101,11 @@ def speed(options: argparse.Namespace, directory: Path) -> None:
     split = SentenceSplitter().split
     theirs.write_text("\n\n".join("\n".join(s for p in paragraphs for s in split(p)) for paragraphs in texts))
     size_mb, upstream_mb = ours.stat().st_size / 1e6, theirs.stat().st_size / 1e6
-    seconds: dict[int, list[float]] = {1: [], 2: []}
+    runs: dict[int, list[Usage]] = {1: [], 2: []}
     for number in range(options.rounds):
-        for workers, walls in seconds.items():
+        for workers, usages in runs.items():
             used = prepared(ours, options.vocab, directory / f"out{number}{workers}", workers)
-            walls.append(used.wall_s)
+            usages.append(used)
             print(
                 f"ours, {workers} processes: {size_mb / used.cpu_s:.2f} MB/CPU-s, "
                 f"{size_mb / used.wall_s:.2f} MB/s; {used.cpu_s:.2f} CPU-s, "
@@ -120,8 +120,13 @@ def speed(options: argparse.Namespace, directory: Path) -> None:
                 f"upstream, duplication {DUPLICATION}: {upstream_mb / cpu_s:.2f} MB/CPU-s, "
                 f"{instances / cpu_s:,.0f} instances/CPU-s"
             )
-    one, two = (statistics.median(walls) for walls in seconds.values())
-    print(f"2 processes against 1: {one / two:.2f}x; load average {os.getloadavg()[0]:.1f}")
+    by_clock = [one.wall_s / two.wall_s for one, two in zip(*runs.values())]
+    # What two cores would take that nobody else uses, if the work divided evenly.
+    by_cpu = [one.cpu_s / (two.own_cpu_s + two.workers_cpu_s / 2) for one, two in zip(*runs.values())]
+    print(
+        f"2 processes against 1: {statistics.median(by_clock):.2f}x by the clock, "
+        f"{statistics.median(by_cpu):.2f}x by CPU-seconds; load average {os.getloadavg()[0]:.1f}"
+    )
 
 
 def prepared(text: Path, vocab: Path, out: Path, workers: int) -> Usage:
