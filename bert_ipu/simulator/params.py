@@ -30,7 +30,7 @@ class SimulatorParams:
     chunk_bytes: int = 2 << 30
     """Bytes of activations that micro-batches run together may hold; more are run in several chunks."""
     fuse: bool = True
-    """Let the lowering merge operators (cross-entropy, optimizer groups, casts of weights)."""
+    """Let kernels stand for several operators: attention's softmax, layer norm with dropout, optimizers."""
     native_kernels: bool = True
     """Use the C++ kernels; without a compiler the plain torch way runs, with a line in the log."""
     tune_allocator: bool = True

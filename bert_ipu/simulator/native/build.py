@@ -33,7 +33,7 @@ RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", *WARNINGS)
 # Compiled for this very CPU; linked without an OpenMP library of their own, to share torch's threads.
 KERNEL_FLAGS = (
     "-std=c++17", "-O3", "-march=native", "-mprefer-vector-width=512", "-fopenmp", "-fno-math-errno",
-    "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized",
+    "-fno-trapping-math", "-fPIC", "-Wall", "-Wextra", "-Wno-maybe-uninitialized", "-Wno-uninitialized",
 )  # fmt: skip
 CODELET_COMPILER_VARIABLE = "BERT_IPU_CXX"
 CACHE_VARIABLE = "BERT_IPU_BUILD_DIR"

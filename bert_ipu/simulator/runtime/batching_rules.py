@@ -267,7 +267,7 @@ def matmul(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -
 
 
 def _product(b: Batcher, node: fx.Node, layout: Layout, left: Name, right: Name) -> Operand:
-    name = b.emitter.settle(node, b.emit(torch.matmul, left, right), node.meta["val"], 0)
+    name = b.emitter.settle(node, b.emitter.matmul(node, left, right), node.meta["val"], 0)
     return Operand(name, layout, _shape(node))
 
 
@@ -281,7 +281,7 @@ def matmul_summed(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, 
         tall = b.emit(torch.reshape, left.name, [b.chunk * left.shape[0], left.shape[1]])
     else:
         tall = b.folded(left.transposed)
-    name = b.emit(torch.mm, b.emit(torch.t, tall), b.folded(right))
+    name = b.emitter.matmul(node, b.emit(torch.t, tall), b.folded(right))
     return Operand(b.emitter.settle(node, name, node.meta["val"], 0), Layout.SUMMED, _shape(node))
 
 

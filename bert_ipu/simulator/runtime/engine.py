@@ -67,7 +67,11 @@ class Executable:
         native = params.native_kernels and self.device.type == "cpu"
         self.kernels: Kernels | None = load_kernels() if native else None
         self.numerics = choose_numerics(
-            params.numerics, self.device, settings.stochastic_rounding, settings.float_exceptions
+            params.numerics,
+            self.device,
+            self.kernels,
+            settings.stochastic_rounding,
+            settings.float_exceptions,
         )
         self.replication: Replication = analyse_replication(
             program,
@@ -78,6 +82,7 @@ class Executable:
         _number(program)
         self.plan = make_plan(program, settings, self.replication, self.numerics, params)
         self.crossing = crossing_nodes(program) + self.plan.bypassed(program, self.replication)
+        merges = params.fuse and not self.numerics.traps
         self.micro: MicroBatch = lower_micro_batch(
             program,
             self.numerics,
@@ -85,6 +90,7 @@ class Executable:
             self.kernels,
             self.crossing,
             self.plan.batcher(program, self.replication),
+            merges,
         )
         self.update: Update | None = None
         if any(is_outer(node) for node in program.operators()):
@@ -95,7 +101,7 @@ class Executable:
                 self.device,
                 self.kernels,
                 self.crossing,
-                params.fuse and not self.numerics.traps,
+                merges,
             )
         self.store = VariableStore(
             program, self.replication, self.numerics, self.device, params.nan_uninitialised

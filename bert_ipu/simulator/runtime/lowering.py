@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
-from bert_ipu.simulator.runtime import exceptions, losses, operators
+from bert_ipu.simulator.runtime import exceptions, losses, operators, optimizer_ops, products
 from bert_ipu.simulator.runtime import numerics as rounding
 from bert_ipu.simulator.runtime.custom import CUSTOM, custom_op_function
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
@@ -23,6 +23,8 @@ from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
 
 aten = torch.ops.aten
+
+_PRODUCTS = operators.names("linear matmul mm bmm")
 
 DRAWS = Name(f"{RUN.text}.draws")
 
@@ -104,10 +106,25 @@ class Emitter:
         if target in CUSTOM:
             function = custom_op_function(node)
             return function, [DRAWS, *args] if hasattr(function, "takes_draws") else args
+        if target is ops.sgd0_var_update and self.kernels is not None:
+            return optimizer_ops.sgd0_var_update_by_kernel, [*args, self.kernels]
+        if name in _PRODUCTS and self.multiplies_halves(node):
+            given = [*args, None] if name == "linear" and len(args) == 2 else args
+            return (products.linear if name == "linear" else products.matmul), [*given, self.kernels]
         for position in operators.LONG_ARGUMENTS.get(name, ()):
             if position < len(args) and args[position] is not None:
                 args[position] = self.code.emit(operators.as_long, args[position])
         return operators.implementation(target), args
+
+    def multiplies_halves(self, node: fx.Node) -> bool:
+        """Whether a product may be taken of operands rounded to fp16."""
+        return self.numerics.half_products and self.kernels is not None and _all_half(node)
+
+    def matmul(self, node: fx.Node, left: Name, right: Name) -> Name:
+        """Emit a product of matrices, or of batches of them."""
+        if self.multiplies_halves(node):
+            return self.code.emit(products.matmul, left, right, self.kernels, label=_label(node))
+        return self.code.emit(torch.matmul, left, right, label=_label(node))
 
     def constant(self, value: Any) -> Any:
         """A constant argument as the carriers have it: dtypes and devices replaced, also inside lists."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx
 
 from bert_ipu.simulator.graph.ir import Program, mutated
+from bert_ipu.simulator.runtime.fusion import fuse
 from bert_ipu.simulator.runtime.instructions import Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.lowering import Emitter, resolve
 from bert_ipu.simulator.runtime.native import Kernels
@@ -76,10 +77,12 @@ def lower_micro_batch(
     kernels: Kernels | None,
     crossing: list[fx.Node],
     batcher: Callable[[Emitter], Batcher] | None = None,
+    merge: bool = True,
 ) -> MicroBatch:
     """Compile the program's normal context for one micro-batch at a time, or for a chunk with a batcher.
 
-    `crossing`: what the update reads; an accumulation among them stands for the sum that it would add.
+    `crossing`: what the update reads; an accumulation among them stands for the sum that it would add.  `merge`: let
+    kernels stand for several operators.
     """
     code = Code("micro")
     emitter = Emitter(code, numerics, device, kernels, numerics.activation)
@@ -97,6 +100,8 @@ def lower_micro_batch(
     outputs = [node for node in program.results() if not is_outer(node)]
     lower = _lower_each if batcher is None else batcher(emitter).lower_all
     results = lower(emitter, program, nodes, env, outputs, crossing)
+    if merge and kernels is not None:
+        results = fuse(code, results, kernels)
     return split(code, variables, inputs, results, written)
 
 

@@ -2,7 +2,8 @@
 
 "ipu": an fp16 value is held in a float32 tensor and rounded to fp16 after each operator; arithmetic inside an
 operator is fp32, as partial sums are on the IPU.  Matmuls in fp16 would be 10 to 1000 times slower here.
-"fast": an fp16 value is held in bf16 and weights keep a float32 master copy.
+"fast": an fp16 value is held in bf16 and weights keep a float32 master copy; on CPUs whose bf16 products are slow it is
+held in float32, and multiplied in fp16 where the CPU does that faster (`products.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from bert_ipu.simulator.runtime.native import Kernels
+from bert_ipu.simulator.runtime.products import has_half_products
 from bert_ipu.simulator.runtime.random import ROUNDING, Draws, random_words
 
 HALF_MAX = 65504.0
@@ -32,6 +34,8 @@ class Numerics:
     stochastic: bool = False
     traps: bool = False
     """Whether an operator that makes NaN or infinity stops the run."""
+    half_products: bool = False
+    """Whether fp16 values, carried in float32, are multiplied in fp16."""
 
     @property
     def rounds(self) -> bool:
@@ -51,11 +55,16 @@ def _narrow(dtype: torch.dtype) -> torch.dtype:
     return {torch.float64: torch.float32, torch.int64: torch.int32}.get(dtype, dtype)
 
 
-def choose_numerics(mode: str, device: torch.device, stochastic: bool, traps: bool) -> Numerics:
+def choose_numerics(
+    mode: str, device: torch.device, kernels: Kernels | None, stochastic: bool, traps: bool
+) -> Numerics:
     """The numerics of a run; "fast" takes bf16 only where the device multiplies it faster than float32."""
     if mode == "ipu":
         return Numerics(mode, torch.float32, stochastic, traps)
-    return Numerics(mode, torch.bfloat16 if has_fast_bf16(device) else torch.float32, traps=traps)
+    if has_fast_bf16(device):
+        return Numerics(mode, torch.bfloat16, traps=traps)
+    half_products = kernels is not None and has_half_products(kernels)
+    return Numerics(mode, torch.float32, traps=traps, half_products=half_products)
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -12,6 +12,9 @@ from typing import Union
 import torch
 from torch import Tensor
 
+from bert_ipu.simulator.runtime.losses import SUFFIX
+from bert_ipu.simulator.runtime.native import Kernels
+
 Scalar = Union[float, Tensor]
 
 
@@ -82,6 +85,16 @@ def rescale_accumulate(v: Tensor, x: Tensor, f: Scalar, ratio: Scalar, *, kind: 
 
 def sgd0_var_update(w: Tensor, g: Tensor, slr0: Scalar, wdsf0: Scalar) -> Tensor:
     return w.mul_(wdsf0).sub_(g.to(w.dtype) * slr0)
+
+
+def sgd0_var_update_by_kernel(w: Tensor, g: Tensor, slr0: Scalar, wdsf0: Scalar, kernels: Kernels) -> Tensor:
+    """The same in one pass, where the kernel covers the dtypes."""
+    if w.dtype != torch.float32 or g.dtype not in SUFFIX or not w.is_contiguous():
+        return sgd0_var_update(w, g, slr0, wdsf0)
+    g = g.contiguous()
+    kernel = getattr(kernels, f"sgd_{SUFFIX[g.dtype]}")
+    kernel(w.data_ptr(), g.data_ptr(), w.numel(), float(wdsf0), float(slr0))
+    return w
 
 
 def sgd1_var_update(w: Tensor, v: Tensor, slr1: Scalar) -> Tensor:

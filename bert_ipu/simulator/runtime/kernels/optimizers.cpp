@@ -1,5 +1,5 @@
-// Adam and LAMB in one or two passes over a weight; formulas as in
-// graph/ops.py, from PopART's adam.hpp.
+// SGD, Adam and LAMB in one or two passes over a weight; formulas as in
+// graph/ops.py, from PopART's sgd.hpp and adam.hpp.
 #include <xmmintrin.h>
 
 #include <cmath>
@@ -32,6 +32,20 @@ public:
 private:
   unsigned saved_;
 };
+
+// w = w * decay - g * rate.
+template <typename G>
+void sgd(float *__restrict w, const G *__restrict g, int64_t n, float decay,
+         float rate) {
+  const int64_t blocks = (n + kBlock - 1) / kBlock;
+#pragma omp parallel for schedule(static) if (blocks > 4)
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t end = (b + 1) * kBlock < n ? (b + 1) * kBlock : n;
+#pragma omp simd
+    for (int64_t i = b * kBlock; i < end; ++i)
+      w[i] = w[i] * decay - load(g[i]) * rate;
+  }
+}
 
 inline float direction(float w, float m, float v, float inverse1,
                        float inverse2, const AdamScalars &s) {
@@ -123,6 +137,16 @@ void lamb(float *__restrict w, const G *__restrict g, float *__restrict m,
 using namespace bert_ipu;
 
 extern "C" {
+
+void bert_ipu_sgd_f32(float *w, const float *g, int64_t n, float decay,
+                      float rate) {
+  sgd(w, g, n, decay, rate);
+}
+
+void bert_ipu_sgd_bf16(float *w, const bfloat16 *g, int64_t n, float decay,
+                       float rate) {
+  sgd(w, g, n, decay, rate);
+}
 
 void bert_ipu_adam_f32(float *w, const float *g, float *m, float *v, int64_t n,
                        const AdamScalars *s) {

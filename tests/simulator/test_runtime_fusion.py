@@ -1,0 +1,164 @@
+"""Merged instructions against the operators they stand for, in a whole training program."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bert_ipu import simulator
+from bert_ipu.simulator.params import SimulatorParams
+
+pytestmark = pytest.mark.cpp
+
+WIDTH, HEADS, LENGTH, WORDS, BATCH = 128, 2, 64, 40, 4
+
+
+class Layer(nn.Module):
+    """One encoder layer, with query, key and value in one product."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.joined, self.output = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.wide, self.narrow = nn.Linear(WIDTH, 2 * WIDTH), nn.Linear(2 * WIDTH, WIDTH)
+        self.first, self.second = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        parts = self.joined(x).view(-1, LENGTH, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        scores = torch.matmul(parts[0], parts[1].transpose(-1, -2)) * (1 / math.sqrt(WIDTH // HEADS))
+        chances = self.dropout(torch.softmax(scores + bias, -1))
+        mixed = torch.matmul(chances, parts[2]).transpose(1, 2).reshape(x.shape)
+        x = self.first(self.dropout(self.output(mixed)) + x)
+        narrow = self.narrow(torch.nn.functional.gelu(self.wide(x)))
+        return self.second(self.dropout(narrow) + x)  # type: ignore[no-any-return]
+
+
+class Encoder(nn.Module):
+    """Two layers over embeddings that its decoder shares; returns the loss of each word."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.words = nn.Embedding(WORDS, WIDTH, padding_idx=0)
+        self.places = nn.Embedding(LENGTH, WIDTH)
+        self.layers = nn.ModuleList([Layer(dropout), Layer(dropout)])
+
+    def forward(self, ids: Tensor, mask: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        bias = (1.0 - mask.to(self.words.weight.dtype))[:, None, None, :] * -10000.0
+        x = self.words(ids) + self.places(torch.arange(LENGTH, dtype=torch.int32, device=ids.device))
+        for layer in self.layers:
+            x = layer(x, bias)
+        scores = torch.nn.functional.linear(x, self.words.weight)
+        loss = torch.nn.functional.cross_entropy(scores.view(-1, WORDS), labels.view(-1).long())
+        return scores, loss
+
+
+class Marked(nn.Module):
+    """The same with its loss named for the device."""
+
+    def __init__(self, model: Encoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Tensor) -> tuple[Tensor, Tensor]:
+        import poptorch
+
+        scores, loss = self.model(*batch)
+        return scores, poptorch.identity_loss(loss, reduction="none")
+
+
+@pytest.fixture(autouse=True)
+def _defaults_afterwards() -> Iterator[None]:
+    yield
+    simulator.install()
+
+
+def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(0, WORDS, (rows, LENGTH), generator=generator, dtype=torch.int32)
+    mask = torch.ones(rows, LENGTH, dtype=torch.int32)
+    mask[:, -7:] = 0
+    return ids, mask, torch.roll(ids, 1, 1)
+
+
+def trained(
+    params: SimulatorParams, dropout: float, accumulation: int, half: bool = False
+) -> tuple[Tensor, dict[str, Tensor], str]:
+    """Losses of three updates by SGD, the weights afterwards, and the code that ran."""
+    simulator.install(params)
+    import poptorch
+
+    torch.manual_seed(1)
+    model = Encoder(dropout)
+    marked = Marked(model.half() if half else model)
+    options = poptorch.Options()
+    options.randomSeed(5)
+    options.Training.gradientAccumulation(accumulation)
+    options.outputMode(poptorch.OutputMode.All)
+    trainer = poptorch.trainingModel(marked, options, poptorch.optim.SGD(model.parameters(), lr=0.05))
+    given = batch(BATCH * accumulation)
+    losses = torch.stack([trainer(*given)[1].float().mean() for _ in range(3)])
+    trainer.copyWeightsToHost()
+    source = trainer._session.executable.micro.source
+    return losses, {name: value.detach().float() for name, value in model.named_parameters()}, source
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+MERGED = (
+    "softmax(",
+    "softmax_grad(",
+    "add_norm(",
+    "norm_grad(",
+    "gelu_grad(",
+    "join_slices(",
+    "add_embedding_grad(",
+)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_merged_instructions_change_nothing(dropout: float, accumulation: int) -> None:
+    """Same masks, same losses, same weights; the kernels' rounding apart."""
+    losses, weights, source = trained(SimulatorParams(), dropout, accumulation)
+    expected, expected_weights, plain = trained(SimulatorParams(fuse=False), dropout, accumulation)
+    assert all(f"= {call}" in source and f"= {call}" not in plain for call in MERGED[1:])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-5)
+    for name, weight in weights.items():
+        assert relative(weight, expected_weights[name]) < 1e-5, name
+
+
+def test_merged_training_equals_torch() -> None:
+    losses, weights, _ = trained(SimulatorParams(), 0.0, 1)
+    torch.manual_seed(1)
+    model = Encoder(0.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    expected = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        _, loss = model(*batch(BATCH))
+        loss.backward()
+        optimizer.step()
+        expected.append(loss.detach())
+    torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-5, atol=1e-5)
+    for name, weight in model.named_parameters():
+        assert relative(weights[name], weight.detach()) < 1e-5, name
+
+
+@pytest.mark.parametrize("numerics", ["fast", "ipu"])
+def test_half_precision_stays_near_float32(numerics: str) -> None:
+    losses, _, _ = trained(SimulatorParams(numerics=numerics), 0.1, 1, half=True)
+    expected, _, _ = trained(SimulatorParams(), 0.1, 1)
+    torch.testing.assert_close(losses, expected, rtol=2e-2, atol=0.0)
+
+
+def test_rounding_stays_between_operators() -> None:
+    """Under "ipu" numerics a merged kernel would skip a rounding: only whole operators become kernels."""
+    _, _, source = trained(SimulatorParams(numerics="ipu"), 0.1, 1, half=True)
+    assert "add_norm(" not in source
+    assert "round_half" in source
