@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -86,6 +87,42 @@ def test_an_op_with_its_own_vertex_trains_as_torch_does(
         found = ours.get_parameter(name).detach().float()
         torch.testing.assert_close(found, expected.detach(), rtol=tolerance, atol=tolerance)
         assert not torch.equal(found, Model(False).get_parameter(name).detach()), f"{name} was not trained"
+
+
+class Chain(nn.Module):
+    """A layer and then the op, `calls` times in a row."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        self.layer, self.calls = nn.Linear(4, 4), calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        for _ in range(self.calls):
+            h = l1_distance(h, x)
+        loss: Tensor = poptorch.identity_loss(h, reduction="sum")
+        return loss
+
+
+def test_a_call_in_a_compiled_training_step_costs_less_than_50_microseconds() -> None:
+    """Steps with 1 and with 41 ops of four numbers, whose own work counts too; each op is also differentiated."""
+    load_probe()
+    more, x, steps = 40, torch.ones(1, 4), {}
+    for calls in (1, 1 + more):
+        options = poptorch.Options()
+        options.showCompilationProgressBar(False)
+        model = Chain(calls)
+        steps[calls] = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.0))
+        steps[calls](x)
+    best = dict.fromkeys(steps, float("inf"))
+    for _ in range(30):  # the best of many, taken in turns: the machine may be busy
+        for calls, step in steps.items():
+            begin = time.perf_counter()
+            step(x)
+            best[calls] = min(best[calls], time.perf_counter() - begin)
+    per_call = (best[1 + more] - best[1]) / (2 * more)
+    print(f"{per_call * 1e6:.1f} us for a call of an op or its gradient")
+    assert per_call < 50e-6
 
 
 def run(

@@ -419,6 +419,19 @@ def test_codelets_that_do_not_compile_or_cannot_run_here(tmp_path: Path) -> None
         run("rows", torch.zeros(2, 2), out_shape=[2], path=str(tmp_path / "missing.cpp"))
 
 
+def test_codelets_are_compiled_again_when_a_file_they_include_changes(tmp_path: Path) -> None:
+    header, source = tmp_path / "factor.hpp", tmp_path / "rows.cpp"
+    source.write_text(
+        '#include "factor.hpp"\n#include <poplar/Vertex.hpp>\nusing namespace poplar;\n'
+        "class RowSums : public Vertex {\npublic:\n Vector<Input<Vector<float>>> rows;\n"
+        " Output<Vector<float>> sums;\n"
+        " bool compute() { for (unsigned i = 0; i < rows.size(); ++i) sums[i] = factor; return true; }\n};\n"
+    )
+    for factor in (1, 2, 1):
+        header.write_text(f"constexpr float factor = {factor};\n")
+        assert run("rows", torch.zeros(2, 2), out_shape=[2], path=str(source)).tolist() == [factor] * 2
+
+
 def test_wrong_calls_are_refused() -> None:
     op = probe("unary", torch.zeros(3), ints=[0])
     with pytest.raises(CustomOpError, match="takes 1 inputs, was given 2"):

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,21 +51,30 @@ def runtime_is_loaded() -> bool:
     return True
 
 
-@cache
-def runtime() -> ctypes.CDLL:
-    """Build and load the runtime, once; raises CustomOpError when it cannot be built."""
+def _load_runtime() -> tuple[ctypes.CDLL, Path]:
+    """The runtime that a library of custom ops brought along, as one built by CMake does, else our own."""
     try:
         path = build_runtime()
     except BuildError as error:
         raise CustomOpError(f"the custom-op runtime cannot be built: {error}") from error
-    library = ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    try:  # a second copy would have registries of its own, which know none of the user's ops
+        return ctypes.CDLL(RUNTIME_NAME, mode=os.RTLD_NOLOAD | ctypes.RTLD_GLOBAL), path
+    except OSError:
+        return ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL), path
+
+
+@cache
+def runtime() -> ctypes.CDLL:
+    """Build and load the runtime, once; raises CustomOpError when it cannot be built."""
+    library, path = _load_runtime()
+    if library.popemu_api_version() != API_VERSION:
+        raise CustomOpError(
+            f"the loaded {RUNTIME_NAME} has C interface {library.popemu_api_version()}, Python expects "
+            f"{API_VERSION}: build it, and the libraries that use it, again"
+        )
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    if library.popemu_api_version() != API_VERSION:
-        raise CustomOpError(
-            f"{path} has C interface {library.popemu_api_version()}, Python expects {API_VERSION}"
-        )
     codelets = path.parent / "codelets"
     codelets.mkdir(exist_ok=True)
     library.popemu_configure(compiler().encode(), str(INCLUDE).encode(), str(codelets).encode())

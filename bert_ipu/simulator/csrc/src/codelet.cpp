@@ -325,20 +325,43 @@ Text cacheFolder() {
   return folder;
 }
 
+// The contents of the files that a list of the compiler's -MM names.
+Text contentsOfListed(const Text &list) {
+  std::ifstream names(list);
+  std::ostringstream contents;
+  Text name;
+  while (names >> name) {
+    std::ifstream file(name);
+    if (file)
+      contents << name << "\n" << file.rdbuf();
+  }
+  return contents.str();
+}
+
+// Compiled once per source, flags, and contents of all it includes.
 Text compile(const Text &path, const Text &source, const Text &flags) {
   const ToolConfig &tools = toolConfig();
   const Text stem = cacheFolder() + "/codelet_" +
                     digestOf(path + "\n" + source + "\n" + flags);
-  const Text library = stem + ".so";
-  if (access(library.c_str(), R_OK) == 0)
-    return library;
+  const Text list = stem + ".d";
+  const auto libraryOfToday = [&] {
+    return stem + "_" + digestOf(contentsOfListed(list)) + ".so";
+  };
+  const auto isThere = [](const Text &file) {
+    return access(file.c_str(), R_OK) == 0;
+  };
+  if (isThere(list) && isThere(libraryOfToday()))
+    return libraryOfToday();
   writeFile(stem + ".cpp", glueFor(path, withoutComments(source)));
   const Text command =
       quoted(tools.compiler) + " -std=c++17 -O2 -fPIC -fno-math-errno -w -I" +
       quoted(tools.include) + " " + flags + " " + quoted(stem + ".cpp");
   refuseForeignCode(command);
-  const Text part = library + "." + std::to_string(getpid()) + ".part";
   Text output;
+  if (execute(command + " -MM", output))
+    writeFile(list, output);
+  const Text library = libraryOfToday();
+  const Text part = library + "." + std::to_string(getpid()) + ".part";
   if (!execute(command + " -shared -o " + quoted(part), output))
     fail("codelet source " + path + " does not compile:\n" + output);
   if (rename(part.c_str(), library.c_str()) != 0)

@@ -45,6 +45,23 @@ Loop unaryLoop(UnaryOpType op, bool isHalf) {
   }
 }
 
+// One worker's share of a cast: a vector is as wide as two loads and one store
+// allow, or one element where the types are not both floating.
+std::uint64_t castWorkerCycles(std::uint64_t elements, poplar::Type from,
+                               poplar::Type to) {
+  const std::uint64_t loaded = vectorWidth(from), stored = vectorWidth(to);
+  const bool floating = isFloating(from) && isFloating(to);
+  const std::uint64_t vector = floating ? std::min(2 * loaded, stored) : 1;
+  const std::uint64_t load = vector / std::min(vector, loaded);
+  const std::uint64_t store = vector / std::min(vector, stored);
+  std::uint64_t cycles =
+      19 + (std::max(load, store) + !floating) * (elements / vector);
+  const std::uint64_t remainder = elements % vector;
+  for (std::uint64_t part = 1; part < vector; part *= 2)
+    cycles += remainder & part ? 3 : 1;
+  return cycles;
+}
+
 } // namespace
 
 std::uint64_t unaryCycles(const Target &target, std::size_t elements,
@@ -70,9 +87,10 @@ std::uint64_t binaryCycles(const Target &target, std::size_t elements,
          supervisorOverhead;
 }
 
-std::uint64_t castCycles(const Target &target, std::size_t elements) {
+std::uint64_t castCycles(const Target &target, std::size_t elements,
+                         poplar::Type from, poplar::Type to) {
   const std::uint64_t share = ceilDiv(perTile(target, elements), workers);
-  return 12 + workers * (ceilDiv(share, 4) * 2 + 18);
+  return 12 + workers * (castWorkerCycles(share, from, to) + 18);
 }
 
 std::uint64_t reduceCycles(const Target &target, std::size_t elements,
@@ -82,25 +100,32 @@ std::uint64_t reduceCycles(const Target &target, std::size_t elements,
   return 1 + 2 + 6 + 5 + 3 + ceilDiv(partials, vectorWidth(type)) * 2 + output;
 }
 
+// Columns are spread over the tiles. Each tile looks up every row, and like
+// the estimators this takes the worst case: one worker has all of them.
 std::uint64_t multiSliceCycles(const Target &target, std::size_t rows,
                                std::size_t width, poplar::Type type) {
-  (void)type;
-  // Columns are spread over the tiles, every tile looks up every row.
-  const std::uint64_t columns = perTile(target, width);
-  return workers *
-         (30 + ceilDiv(rows, workers) * (19 + ceilDiv(columns, 2) * 2));
+  const bool bytes = sizeOf(type) == 1;
+  const std::uint64_t vectors = ceilDiv(perTile(target, width), bytes ? 4 : 2);
+  return workers * (30 + rows * (19 + vectors * (bytes ? 3 : 2)));
 }
 
 std::uint64_t multiUpdateAddCycles(const Target &target, std::size_t rows,
-                                   std::size_t width, poplar::Type type) {
+                                   std::size_t width, poplar::Type type,
+                                   poplar::Type scale) {
   const bool isFloat = type == poplar::FLOAT;
+  const bool widerScale = !isFloat && scale == poplar::FLOAT;
   const std::uint64_t columns = perTile(target, width);
-  const std::uint64_t atom = isFloat ? 1 : 2;
-  // A slice narrower than a word is written element by element.
-  const std::uint64_t perRow =
-      columns < atom ? columns * 20
-                     : (isFloat ? 11 : 13) + (ceilDiv(columns, atom) - 1) * 3;
-  return workers * (3 + (isFloat ? 29 : 30) + 4 + 2 * isFloat + rows * perRow);
+  const std::uint64_t atom = isFloat ? 1 : 2; // elements written at once
+  const bool oneVector = columns == 4 || (isFloat && columns == 2);
+  std::uint64_t perRow = isFloat ? 11 : 13;
+  if (columns % atom != 0) // written element by element
+    perRow += columns * 20;
+  else if (oneVector)
+    perRow = isFloat ? (columns == 2 ? 8 : 16) : (widerScale ? 12 : 9);
+  else
+    perRow += (columns / atom - 1) * (3 + widerScale);
+  const std::uint64_t before = 3 + (isFloat ? 29 : 30) - oneVector;
+  return workers * (before + 4 + 2 * isFloat + rows * perRow);
 }
 
 std::uint64_t dropoutCycles(const Target &target, std::size_t elements,

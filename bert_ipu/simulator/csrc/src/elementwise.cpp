@@ -306,14 +306,17 @@ Cost costOf(const std::vector<Node> &nodes, const std::vector<Tensor> &inputs,
   const std::size_t n = output.numElements();
   Cost cost;
   for (const Node &node : nodes) {
+    // A comparison takes as long as its operands are wide. (Inputs and
+    // constants have no argument, and no cost.)
+    const Type from = nodes[node.arguments[0]].type;
     if (node.kind == NodeKind::Unary)
-      cost.cycles += unaryCycles(target, n, node.type, UnaryOpType(node.op));
+      cost.cycles += unaryCycles(target, n, from, UnaryOpType(node.op));
     else if (node.kind == NodeKind::Binary)
-      cost.cycles += binaryCycles(target, n, node.type, BinaryOpType(node.op));
+      cost.cycles += binaryCycles(target, n, from, BinaryOpType(node.op));
     else if (node.kind == NodeKind::Ternary)
-      cost.cycles += binaryCycles(target, n, node.type, BinaryOpType::MAXIMUM);
+      cost.cycles += binaryCycles(target, n, from, BinaryOpType::MAXIMUM);
     else if (node.kind == NodeKind::Cast)
-      cost.cycles += castCycles(target, n);
+      cost.cycles += castCycles(target, n, from, node.type);
   }
   for (const Tensor &input : inputs)
     cost.bytes += input.numElements() * sizeOf(input.elementType());

@@ -9,6 +9,7 @@
 #include <poputil/Util.hpp>
 
 #include <algorithm>
+#include <set>
 
 #include "core.hpp"
 #include "cost.hpp"
@@ -139,7 +140,10 @@ using poplar::Tensor;
 Tensor regroupIfBeneficial(poplar::Graph &, const Tensor &in, const Tensor &ref,
                            poplar::program::Sequence &,
                            const poplar::DebugContext &) {
-  if (in.rank() <= 1 || ref.rank() <= 1)
+  const std::set<poplar::Type> regroupable = {
+      poplar::HALF,  poplar::FLOAT,        poplar::UNSIGNED_SHORT,
+      poplar::SHORT, poplar::UNSIGNED_INT, poplar::INT};
+  if (in.rank() <= 1 || ref.rank() <= 1 || !regroupable.count(in.elementType()))
     return in;
   if (in.shape() != ref.shape())
     throw poputil::poplibs_error(

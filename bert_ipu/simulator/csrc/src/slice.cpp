@@ -186,7 +186,8 @@ void recordMultiUpdate(UpdateKind kind, const char *name, poplar::Graph &graph,
   }
   const std::size_t n = offsets.dim(0);
   const Cost cost{
-      multiUpdateAddCycles(graph.getTarget(), n, rows.width, t.elementType()),
+      multiUpdateAddCycles(graph.getTarget(), n, rows.width, t.elementType(),
+                           scale ? scale->elementType() : t.elementType()),
       (2 * n * rows.width) * sizeOf(t.elementType()) + n * 4};
   record(prog, step, context, reads, {t}, cost);
 }
