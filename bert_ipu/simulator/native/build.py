@@ -1,9 +1,10 @@
 """Build the simulator's C++ with plain g++: the custom-op runtime, libraries of custom ops, the kernels.
 
-    python bert_ipu/simulator/native/build.py [FOLDER]
+    python -m bert_ipu.simulator.native.build [FOLDER]
+    g++ -std=c++14 -fPIC -shared my_op.cpp -o libmy_op.so $(python -m bert_ipu.simulator.native.build --flags)
 
-builds the runtime and the kernels ahead of their first use.  Everything is cached under the hash of its
-sources, so the first call takes a minute and later calls take milliseconds.  CMake users have
+builds the runtime and the kernels ahead of their first use, and a custom op by hand.  Everything is cached under
+the hash of its sources, so the first call takes a minute and later calls take milliseconds.  CMake users have
 `csrc/CMakeLists.txt`, which builds the same runtime.  This file needs the standard library only: `setup.py`
 runs it where torch is not there yet.
 """
@@ -28,6 +29,8 @@ PREBUILT = SIMULATOR / "built"
 INCLUDE = CSRC / "include"
 RUNTIME_NAME = "libbert_ipu_popemu.so"
 SDK_LIBRARIES = ("popart", "poplar", "popops", "poplin", "popnn", "poputil", "poprand", "popsparse")
+LINKED_LIBRARIES = ("popart", "poplar", "poplin", "popnn", "popops", "poputil", "poprand")
+"""What Graphcore's own build lines link custom ops with."""
 WARNINGS = ("-Wall", "-Wextra", "-Werror")
 RUNTIME_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fno-math-errno", *WARNINGS)
 # Compiled for this very CPU; linked without an OpenMP library of their own, to share torch's threads.
@@ -104,6 +107,13 @@ def build_runtime(jobs: int | None = None) -> Path:
     return library
 
 
+def library_flags() -> list[str]:
+    """What g++ needs besides the sources of a custom op, which come before it; builds the runtime."""
+    folder = build_runtime().parent
+    names = [f"-l{name}" for name in LINKED_LIBRARIES]
+    return [f"-I{INCLUDE}", f"-L{folder}", f"-Wl,-rpath,{folder}", *names]
+
+
 def compile_library(
     sources: Sequence[Path],
     output: Path | None = None,
@@ -112,24 +122,20 @@ def compile_library(
 ) -> Path:
     """Compile custom-op sources to one shared library, as an SDK user's g++ line would, and return its path.
 
-    Without `output` the library is cached by the hash of its sources and of the folders they lie in.
-    Raises BuildError with the compiler's words.
+    Without `output` the library is cached by the hash of its sources and of the folders they lie in; with it,
+    it is compiled in any case.  Raises BuildError with the compiler's words.
     """
-    folder = build_runtime().parent
+    command = [compiler(), *flags, *_extra_flags(), "-O2", "-fPIC", "-shared", *map(str, sources)]
+    command += library_flags()
     if output is None:
         neighbours = sorted(
             {p for s in sources for p in s.parent.iterdir() if p.suffix in {".cpp", ".hpp", ".h"}}
         )
-        stem = sources[0].stem
-        output = folder / "ops" / _digest(neighbours, [*map(str, sources), *flags]) / f"lib{stem}.so"
-    if output.exists():
-        return output
+        key = _digest(neighbours, [*map(str, sources), *flags])
+        output = build_runtime().parent / "ops" / key / f"lib{sources[0].stem}.so"
+        if output.exists():
+            return output
     output.parent.mkdir(parents=True, exist_ok=True)
-    libraries = [
-        f"-l{name}" for name in ("popart", "poplar", "poplin", "popnn", "popops", "poputil", "poprand")
-    ]
-    command = [compiler(), *flags, *_extra_flags(), "-O2", "-fPIC", "-shared", *map(str, sources)]
-    command += [f"-I{INCLUDE}", f"-L{folder}", f"-Wl,-rpath,{folder}", *libraries]
     _run_into(command, output)
     return output
 
@@ -213,6 +219,9 @@ def _digest(files: Iterable[Path], words: Iterable[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Build everything, into FOLDER where one is named; without a compiler, say so and succeed."""
+    if arguments == ["--flags"]:
+        print(*library_flags())
+        return 0
     if arguments:
         os.environ[CACHE_VARIABLE] = arguments[0]
     try:
