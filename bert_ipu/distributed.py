@@ -1,7 +1,8 @@
 """The instances of one job: how many there are, which one this is, and what they tell each other.
 
 Gradients are not here: replicas of all instances reduce them on the device.  What instances exchange is
-small: the weights and seed to start from, metrics, and that everybody has come this far.
+small: the weights to start from, metrics, and what they were started on (code, settings with the seed, data,
+checkpoint), which must be the same.  Each of these also waits for all.
 """
 from __future__ import annotations
 
@@ -39,10 +40,6 @@ class World:
         if self.is_first:
             print(text, flush=True)
 
-    def broadcast(self, value: Any) -> Any:
-        """The first instance's value, which must be the same kind of thing everywhere."""
-        return value if self.communicator is None else self.communicator.bcast(value, root=0)
-
     def gather(self, value: Any) -> List[Any]:
         """Every instance's value, by rank, the same list everywhere."""
         return [value] if self.communicator is None else list(self.communicator.allgather(value))
@@ -54,11 +51,6 @@ class World:
         gathered = self.gather(metrics)
         return {name: sum(each[name] for each in gathered) / self.size for name in metrics}
 
-    def barrier(self) -> None:
-        """Wait until every instance is here."""
-        if self.communicator is not None:
-            self.communicator.barrier()
-
     def broadcast_weights(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite contiguous tensors, in place, with the first instance's, which have the same shapes."""
         if self.communicator is None:
@@ -68,7 +60,7 @@ class World:
             self.communicator.Bcast(tensor.detach().view(-1).view(torch.uint8).numpy(), root=0)
 
     def check_same(self, facts: Dict[str, str]) -> None:
-        """Compare what the instances say of their code, settings and data.
+        """Compare what the instances say of their code, settings, data or checkpoint.
 
         Raises DataError, on all of them: something differs; the message says what, and who has which.
         """

@@ -78,6 +78,7 @@ def train(task: Task, resume: bool = False, compile_only: bool = False) -> None:
     folder = Path(config.train.output_dir) / "checkpoints"
     optimizer = make_optimizer(task.model, config.optim)
     state = _start(task, folder, optimizer, resume)
+    world.check_same({"steps taken before": str(state.step)})  # hosts may have checkpoints of their own
     world.broadcast_weights(task.model.state_dict().values())
     executor = poptorch.trainingModel(task.model.train(), training_options(config, compile_only), optimizer)
     _compile(executor, task, state)

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from collections import Counter
@@ -104,17 +105,35 @@ def test_instances_with_different_data_are_refused_at_start(records: str, tmp_pa
         folder = tmp_path / f"host{rank}"
         folder.mkdir()
         (folder / "a.tfrecord").write_bytes(kept)
-    command = [
-        "-c",
-        "import os, sys, run_pretraining\n"
-        f"os.chdir({str(tmp_path)!r} + '/host' + os.environ['POPDIST_REPLICA_INDEX_OFFSET'])\n"
-        "sys.exit(run_pretraining.main(sys.argv[1:]))",
-        *arguments("a.tfrecord", tmp_path / "run", "train.steps=1")[1:],
-    ]
+    command = [*on_own_host(tmp_path), *arguments("a.tfrecord", tmp_path / "run", "train.steps=1")[1:]]
     job = pretrain(command, 2)
     assert job.status == 2 and not (tmp_path / "run").exists()
     assert "were not started on the same thing" in job.stderr
     assert re.search(r"a\.tfrecord: \w+ \(1 files\) on instance 0; \w+ \(1 files\) on instance 1", job.stderr)
+
+
+def on_own_host(hosts: Path) -> list[str]:
+    """Runs the script in a folder of the instance's first replica, as if on a host with its own files."""
+    return [
+        "-c",
+        "import os, sys, run_pretraining\n"
+        f"os.chdir({str(hosts)!r} + '/host' + os.environ['POPDIST_REPLICA_INDEX_OFFSET'])\n"
+        "sys.exit(run_pretraining.main(sys.argv[1:]))",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.mpi
+def test_instances_with_different_checkpoints_are_refused(records: str, tmp_path: Path) -> None:
+    first, second = tmp_path / "host0/run", tmp_path / "host2/run"
+    settings = ["train.steps=2", "checkpoint.every_steps=1"]
+    assert pretrain(arguments(records, first, *settings), 1).status == 0
+    shutil.copytree(first, second)
+    shutil.rmtree(second / "checkpoints/step_00000002")
+    command = [*on_own_host(tmp_path), *arguments(records, Path("run"), *settings, "--resume")[1:]]
+    job = pretrain(command, 2)
+    assert job.status == 2
+    assert "steps taken before: 2 on instance 0; 1 on instance 1" in job.stderr
 
 
 @pytest.mark.slow
