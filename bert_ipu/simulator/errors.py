@@ -10,7 +10,7 @@ class Error(Exception):
     """
 
     def __init__(self, message: str, type: str = "poptorch_py_error", location: str = "") -> None:
-        super().__init__(f"'{type}': {message}")
+        super().__init__(f"'{type}': {message}" + (f"\nError raised in:\n{location}" if location else ""))
         self.type = type
         self.message = message
         self.location = location
@@ -20,9 +20,13 @@ class RecoverableError(Error):
     """A failure after which the device can be used again; `recovery_action` says how."""
 
     def __init__(
-        self, message: str, recovery_action: str, type: str = "poplar_recoverable_runtime_error"
+        self,
+        message: str,
+        recovery_action: str,
+        type: str = "poplar_recoverable_runtime_error",
+        location: str = "",
     ) -> None:
-        super().__init__(message, type)
+        super().__init__(message, type, location)
         self.recovery_action = recovery_action
 
 

@@ -1,0 +1,1 @@
+"""Stands for wandb, which Graphcore's programs import and use only with `--wandb true`."""

@@ -1,0 +1,105 @@
+"""Run PopTorch's own programs, unmodified, on the simulator: python bench/poptorch_programs.py --clone CLONE.
+
+CLONE is a clone of graphcore/poptorch, bare or not.  Every program of `docs/user_guide/` and `examples/` runs
+with `python -m bert_ipu.simulator` in a folder of its own; the table says how each ended.  Returns 1 where one
+fails that downloads nothing.  `--tutorials` names a clone of graphcore/examples, whose tutorials on data loading
+run as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+NEED_DOWNLOADS = {
+    "docs/user_guide/inferenceModel.py": "weights of torchvision",
+    "docs/user_guide/mnist.py": "MNIST",
+    "docs/user_guide/pipeline_simple.py": "weights of the Hugging Face hub",
+    "examples/bert_ipu.py": "weights of the Hugging Face hub",
+    "examples/mnist.py": "MNIST",
+}
+DATA_LOADING = "tutorials/tutorials/pytorch/efficient_data_loading"
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a program ended: its status, its last line, and how long it took."""
+
+    status: int
+    last_line: str
+    seconds: float
+
+
+def unpack(clone: Path, folder: str, target: Path) -> list[Path]:
+    """Write a folder of the clone's newest commit; its programs, relative to `target`."""
+    git = ["git", "-C", str(clone)]
+    listed = subprocess.run(
+        [*git, "ls-tree", "-r", "--name-only", "HEAD", folder], capture_output=True, check=True, text=True
+    )
+    for name in listed.stdout.splitlines():
+        content = subprocess.run([*git, "show", f"HEAD:{name}"], capture_output=True, check=True).stdout
+        path = target / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return sorted(path.relative_to(target) for path in (target / folder).glob("*.py"))
+
+
+def run(program: Path, folder: Path, timeout: float) -> Ending:
+    """Run one program from the folder that it expects."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-m", "bert_ipu.simulator", str(program)]
+    start = time.perf_counter()
+    try:
+        done = subprocess.run(
+            command, cwd=folder, env=environment, text=True, timeout=timeout, check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return Ending(124, f"did not end in {timeout:.0f} s", timeout)
+    lines = done.stdout.strip().splitlines() or [""]
+    return Ending(done.returncode, lines[-1], time.perf_counter() - start)
+
+
+def main() -> int:
+    """Runs the programs, prints the table, and returns 1 where one fails that should run."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clone", type=Path, required=True, help="a clone of graphcore/poptorch")
+    parser.add_argument("--tutorials", type=Path, help="a clone of graphcore/examples")
+    parser.add_argument("--timeout", type=float, default=600, help="seconds for a program")
+    parser.add_argument("names", nargs="*", help="only programs with one of these in their path")
+    arguments = parser.parse_args()
+    failed = 0
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        programs = [
+            path for name in ("docs/user_guide", "examples") for path in unpack(arguments.clone, name, folder)
+        ]
+        # PopTorch's build puts this file where a program of the guide reads it.
+        (folder / "tmp").mkdir()
+        shutil.copy(folder / "docs/user_guide/poptorch.conf", folder / "tmp")
+        if arguments.tutorials is not None:
+            programs += unpack(arguments.tutorials, DATA_LOADING, folder)
+        for program in programs:
+            if arguments.names and not any(name in str(program) for name in arguments.names):
+                continue
+            need = NEED_DOWNLOADS.get(str(program))
+            if need is not None:
+                print(f"{program}: not run, downloads {need}", flush=True)
+                continue
+            ending = run(program, folder, arguments.timeout)
+            failed += ending.status != 0
+            verdict = "runs" if ending.status == 0 else f"FAILS: {ending.last_line}"
+            print(f"{program}: {verdict} ({ending.seconds:.0f} s)", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
