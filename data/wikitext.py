@@ -71,23 +71,8 @@ _MIN_ITEM_WORDS = 12
 _SENTENCE_END = re.compile(r"[.!?][\"'”’)]*$")
 _LIST_TAGS = frozenset(("li", "dd", "dt"))
 _DROPPED_TAGS = frozenset(
-    (
-        "table",
-        "tr",
-        "td",
-        "th",
-        "ul",
-        "ol",
-        "dl",
-        "hr",
-        "script",
-        "style",
-        "nowiki-",
-        "inputbox",
-        "section",
-        "onlyinclude",
-    )
-) | frozenset(_EXTENSION_TAGS.split("|"))
+    f"table|tr|td|th|ul|ol|dl|hr|script|style|inputbox|section|onlyinclude|{_EXTENSION_TAGS}".split("|")
+)
 
 
 def prose(wikitext: str) -> list[str]:
@@ -246,11 +231,10 @@ def _fraction(node: Template, pieces: list[str]) -> None:
 
 
 _FIRST_ARGUMENT = (
-    "nowrap,nobr,nobreak,small,smaller,big,larger,sc,smallcaps,nobold,noitalic,no "
-    "italic,abbr,tooltip,vanchor,visible anchor,angbr,angle bracket,ipa,not a typo,proper "
-    "name,linktext,keypress,key "
-    "press,sup,sub,strong,em,mono,unicode,script,nastaliq,resize,val,nihongo,ill,interlanguage "
-    "link,inflation,sic,typo,formatnum,nts"
+    "nowrap,nobr,nobreak,small,smaller,big,larger,sc,smallcaps,nobold,noitalic,no italic,abbr,tooltip,"
+    "vanchor,visible anchor,angbr,angle bracket,ipa,not a typo,proper name,linktext,keypress,key press,sup,sub,"
+    "strong,em,mono,unicode,script,nastaliq,resize,val,nihongo,ill,interlanguage link,inflation,sic,typo,"
+    "formatnum,nts"
 )
 _SECOND_ARGUMENT = "lang,transl,transliteration,script/arabic,color,colour"
 _QUOTATIONS = "quote,blockquote,cquote,quotation,quote box,rquote,poemquote"
