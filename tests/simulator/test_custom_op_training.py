@@ -17,11 +17,12 @@ from bert_ipu.simulator.custom_ops import CustomOpError
 pytestmark = pytest.mark.cpp
 
 ROWS, WIDTH = 3, 6
+CODELETS = str(OPS / "l1_codelet.cpp")
 
 
 def l1_distance(x: Tensor, y: Tensor) -> Tensor:
     """|x - y|, by the vertex of `ops/l1_codelet.cpp`."""
-    attributes = {"path": str(OPS / "l1_codelet.cpp")}
+    attributes = {"path": CODELETS}
     (found,) = poptorch.custom_op([x, y], "L1Distance", "test.probe", 1, [x], attributes)
     return found
 
@@ -155,15 +156,39 @@ def test_a_random_op_draws_anew_at_each_step() -> None:
     ("name", "attributes", "message"),
     [
         ("Prope", {}, r"no custom op test\.probe\.Prope:1 is registered \(nearest: test\.probe\.Probe:1"),
+        ("Probe", {}, r"creating test\.probe\.Probe:1: no attribute key kind"),
+        ("Probe", {"kind": 3}, r"attribute kind is an int, but the op asks for a string"),
+        ("Probe", {"kind": "unary", "ints": 0.5}, r"attribute ints is a float, but the op asks for a list of ints"),
+        ("Probe", {"kind": "unary", "ints": []}, r"attribute 'ints' is an empty list"),
         ("Probe", {"kind": "throw in setup"}, r"setup\(\) of test\.probe\.Probe:1.*is not for me"),
+        ("Probe", {"kind": "exit in setup"}, r"creating test\.probe\.Probe:1 called exit\(\)"),
+        ("Probe", {"kind": "binary", "ints": [0]}, r"grow\(\) of test\.probe\.Probe:1.*no input at index 1"),
+        ("Probe", {"kind": "exit in grow"}, r"grow\(\) of test\.probe\.Probe:1.* called exit\(\)"),
+        ("Probe", {"kind": "rows", "path": "/no/such.cpp"}, r"codelet source /no/such\.cpp cannot be read"),
+        ("Probe", {"kind": "unmapped vertex", "path": CODELETS}, r"vertex RowSums .* is on no tile"),
+        ("Probe", {"kind": "unknown vertex", "path": CODELETS}, r"no vertex RowSum is known.*nearest: RowSums"),
+        ("Probe", {"kind": "overrun", "path": CODELETS}, r"wrote outside the buffer of result"),
+        ("Probe", {"kind": "crash", "ints": [0], "path": CODELETS}, r"Probe:1.*crashed with signal 11"),
     ],
 )
 def test_what_goes_wrong_is_a_poptorch_error(name: str, attributes: dict[str, Any], message: str) -> None:
-    x = torch.ones(4)
+    x = torch.ones(2, 2)
     model, _ = run(name, x, [x], **attributes)
     with pytest.raises(poptorch.Error, match=message) as caught:
         model(x)
     assert isinstance(caught.value, CustomOpError)
+
+
+def test_missing_inputs_are_named() -> None:
+    load_probe()
+
+    class Calling(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            (y,) = poptorch.custom_op([], "L1Distance", "test.probe", 1, [x], {"path": CODELETS})
+            return y + x
+
+    with pytest.raises(CustomOpError, match=r"setup\(\) of test\.probe\.L1Distance:1.*no input at index 0"):
+        poptorch.inferenceModel(Calling())(torch.ones(2))
 
 
 def test_example_outputs_that_differ_from_setup_are_refused_where_an_operator_relies_on_them() -> None:

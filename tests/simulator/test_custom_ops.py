@@ -21,6 +21,7 @@ from bert_ipu.simulator.custom_ops import (
     load_library,
     registered_ops,
 )
+from bert_ipu.simulator.native.build import compile_library
 
 pytestmark = pytest.mark.cpp
 
@@ -415,6 +416,10 @@ def test_codelets_that_do_not_compile_or_cannot_run_here(tmp_path: Path) -> None
     assembly.write_text(head + guarded + ' bool compute() { asm("put $x"); return true; }\n};\n')
     with pytest.raises(CustomOpError, match=r"assembly.cpp:8: asm is for the IPU"):
         run("rows", torch.zeros(2, 2), out_shape=[2], path=str(assembly))
+    intrinsic = tmp_path / "intrinsic.cpp"
+    intrinsic.write_text(head + " bool compute() { return __builtin_ipu_get_tile_id() == 0; }\n};\n")
+    with pytest.raises(CustomOpError, match=r"intrinsic.cpp:5: __builtin_ipu_get_tile_id is for the IPU"):
+        run("rows", torch.zeros(2, 2), out_shape=[2], path=str(intrinsic))
     with pytest.raises(CustomOpError, match=r"missing\.cpp cannot be read"):
         run("rows", torch.zeros(2, 2), out_shape=[2], path=str(tmp_path / "missing.cpp"))
 
@@ -461,6 +466,14 @@ def test_registry_and_libraries_that_do_not_load(tmp_path: Path) -> None:
     other.write_text("not a library")
     with pytest.raises(CustomOpError, match="cannot load custom ops"):
         load_library(other)
+
+
+def test_a_library_for_another_version_of_the_api_says_so(tmp_path: Path) -> None:
+    source = tmp_path / "other.cpp"
+    source.write_text('extern "C" const int popemu_api_7;\nconst int *required = &popemu_api_7;\n')
+    library = compile_library([source], tmp_path / "libother.so")
+    with pytest.raises(CustomOpError, match=r"libother\.so.*compiled for version 7 of .*this is version 1"):
+        load_library(library)
 
 
 def test_inputs_need_not_be_contiguous_and_64_bit_types_are_narrowed() -> None:
