@@ -28,6 +28,7 @@ from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
 from bert_ipu.simulator.graph.rewrites import REWRITES
 from bert_ipu.simulator.graph.sources import Origin, locate
+from bert_ipu.simulator.graph.unsupported import check_supported
 
 aten = torch.ops.aten
 
@@ -126,6 +127,12 @@ class Capture:
         made = self._wrap(self._fake(spec.shape, spec.host_dtype), View.whole(node, len(self._inputs)))
         self._inputs.append(made)
         return made
+
+    def place(self) -> str:
+        """Where the user's code is now, as messages have it."""
+        origin = locate(self._modules)
+        module = f" in module '{origin.module}'" if origin.module else ""
+        return f"{module} ({origin.source})" if origin.source else module
 
     def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
         """Which inputs the forward wrote in place, and their new values."""
@@ -277,6 +284,7 @@ class Capture:
 
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
+        check_supported(func, self.origin)
         args, kwargs = _map((args, kwargs), lambda leaf: self._lift(leaf, func))
         fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
         value = _map(fakes, self._device_value)
@@ -318,7 +326,10 @@ class Capture:
         self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fake: FakeTensor, item: Optional[int]
     ) -> CapturedTensor:
         if 0 in fake.shape and item is None:  # Batch norm's unused statistics are empty.
-            raise poptorch_error(f"Zero-sized tensors are unsupported (Got shape {list(fake.shape)}).")
+            raise poptorch_error(
+                f"Zero-sized tensors are unsupported (Got shape {list(fake.shape)}). It is the result of "
+                f"{describe(func, self.origin)}."
+            )
         parent = args[0] if args and isinstance(args[0], CapturedTensor) else None
         if parent is None or fake.untyped_storage()._cdata != parent.stand_in.untyped_storage()._cdata:
             return self._wrap(fake, View.whole(node))

@@ -57,6 +57,31 @@ class CapturedTensor(torch.Tensor):
     def is_ipu(self) -> bool:  # type: ignore[override]
         return True
 
+    def numpy(self, *, force: bool = False) -> Any:
+        """A tensor being captured has no values."""
+        raise self._without_values("numpy()")
+
+    def tolist(self) -> Any:
+        """A tensor being captured has no values."""
+        raise self._without_values("tolist()")
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise self._without_values("NumPy")
+
+    def backward(self, *_: Any, **__: Any) -> None:
+        """Gradients are the compiler's, from the loss that the forward returns."""
+        raise poptorch_error(
+            f"backward() is called inside a model's forward{self.owner.place()}. Return the loss instead: "
+            "poptorch.trainingModel adds the backward pass and the optimizer."
+        )
+
+    def _without_values(self, reader: str) -> Error:
+        return poptorch_error(
+            f"{reader} reads a tensor's values{self.owner.place()}, which are not known while the model is "
+            "compiled. Use torch's functions, compute it before the model is called, or in the model on the host "
+            "by `poptorch.CPU`."
+        )
+
     def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"tensor(device={IPU}, shape={list(self.shape)}, dtype={self.dtype})"
 

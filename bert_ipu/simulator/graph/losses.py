@@ -18,7 +18,10 @@ def final_loss(program: Program) -> fx.Node:
         node for node in program.operators() if node.target is ops.identity_loss or node.meta.get("loss")
     ]
     if not losses:
-        raise poptorch_error("Couldn't find a loss in graph!")
+        raise poptorch_error(
+            "Couldn't find a loss in graph! The forward of a training model must return its loss: the result of "
+            "one of torch's loss functions, or of poptorch.identity_loss."
+        )
     used = _read_by_others(losses)
     final = [loss for loss in losses if loss not in used]
     if len(final) != 1:

@@ -142,6 +142,7 @@ def _on_device(subject: Subject, make: Callable[[Subject], CapturedProgram]) -> 
     if options.connection_type == ConnectionType.Never:
         params = dataclasses.replace(params, device="null")
     devices.check_blocks(program)
+    devices.check_stage_order(program, options)
     ipus = devices.reserved_ipus(program, options)
     devices.check_pipeline(program, options)
     executable = Executable(program, _execution_settings(options), params)

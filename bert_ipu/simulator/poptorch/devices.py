@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from torch import fx
+
 from ..errors import Error
 from ..graph.ir import Program
 from ._logging import TRACE, compiler_logger
@@ -37,6 +39,33 @@ def check_blocks(program: Program) -> None:
                 f"{node.target} ({node.meta.get('source')}) comes after one has ended and before another "
                 "begins."
             )
+
+
+def check_stage_order(program: Program, options: Options) -> None:
+    """Raise Error where a pipeline stage reads what a later stage makes."""
+    strategy = options._execution_strategy
+    if not isinstance(strategy, PipelinedExecution) or isinstance(strategy, ShardedExecution):
+        return
+    for node in program.operators():
+        stage = node.meta.get("stage")
+        if node.meta.get("pass") != "forward" or stage is None:
+            continue
+        for source in node.all_input_nodes:
+            earlier = source.meta.get("stage")
+            if source.op == "call_function" and earlier is not None and earlier > stage:
+                raise _error(
+                    f"The pipeline goes back from stage {earlier} to stage {stage}: {_described(node)} reads the "
+                    f"result of {_described(source)}. Put the second block on a later stage, with "
+                    "poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement) or a list of stages, or use "
+                    "poptorch.ShardedExecution."
+                )
+
+
+def _described(node: fx.Node) -> str:
+    block, place = node.meta.get("block"), node.meta.get("source")
+    name = getattr(node.target, "name", None)
+    name = name() if callable(name) else name or str(node.target)
+    return f"{name} of block '{block}' ({place})"
 
 
 def check_pipeline(program: Program, options: Options) -> None:

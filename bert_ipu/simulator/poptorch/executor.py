@@ -19,7 +19,7 @@ from .arguments import ArgumentParser, Arguments
 from .captured_program import CapturedProgram, is_placeholder
 from .enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
 from .optim import SGD, Optimizer
-from .optimizer_attributes import AttributeTracker, describe
+from .optimizer_attributes import AttributeTracker, check_replacement, describe
 from .options import Options, PipelinedExecution, ShardedExecution
 from .printing import module_repr
 from .session import Session
@@ -154,6 +154,9 @@ class PoplarExecutor:
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use an optimizer's attributes from the next call on; its kind cannot change after compilation."""
+        description = describe(optimizer, self._attribute_tracker, self._options, self.isCompiled())
+        if self.isCompiled():
+            check_replacement(self._optimizer_description, description)
         if self.isCompiled() and optimizer is not self._optimizer:
             if isinstance(self._optimizer, Optimizer):
                 self._read_optimizer_state()
@@ -163,7 +166,6 @@ class PoplarExecutor:
         self._optimizer = optimizer
         if isinstance(optimizer, Optimizer):
             optimizer._read_from_ipu = self._read_optimizer_state
-        description = describe(optimizer, self._attribute_tracker, self._options, self.isCompiled())
         if description != self._optimizer_description:
             self._optimizer_description = description
             self._ipu_optimizer_is_dirty = True
@@ -508,6 +510,7 @@ def _own_options(options: Options | None, training: bool) -> Options:
     if options is not None:
         options._freeze()
     own = options.clone() if options is not None else Options()
+    _check_counts(own)
     if own.defaultOutputMode():
         own.outputMode(OutputMode.Final if training else OutputMode.All)
     if not training and own.Training.gradient_accumulation != 1:
@@ -528,6 +531,17 @@ def _own_options(options: Options | None, training: bool) -> Options:
             anchor[2] = OutputMode(own.output_mode)
             anchor[3] = own.output_return_period if anchor[2] == OutputMode.EveryN else anchor[3]
     return own
+
+
+def _check_counts(options: Options) -> None:
+    counts = {
+        "deviceIterations": options.device_iterations,
+        "replicationFactor": options.replication_factor,
+        "Training.gradientAccumulation": options.Training.gradient_accumulation,
+    }
+    for name, count in counts.items():
+        if count < 1:
+            raise poptorch_error(f"poptorch.Options().{name}({count}): it must be 1 or more.")
 
 
 def _refuse_backward(*_: Any, **__: Any) -> None:

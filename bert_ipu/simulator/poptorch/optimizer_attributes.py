@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..errors import poptorch_error
 from . import enums, optim
 from ._logging import logger
 from .options import Options
@@ -258,6 +259,22 @@ def _check_names(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, ki
         tracker.check(scope, sorted(names()), where, kind)
     for index, group in enumerate(optimizer.param_groups):
         tracker.check("group", sorted(group.keys() - {"params"}), f"group {index} attribute", kind)
+
+
+def check_replacement(compiled: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise Error for an optimizer that the program compiled for another one cannot carry out."""
+    kinds = compiled["optimizer_type"], given["optimizer_type"]
+    if kinds[0] != kinds[1]:
+        raise poptorch_error(
+            f"Can not replace optimizer of type {kinds[0]} with new optimizer of type {kinds[1]}: the model is "
+            "compiled for the first. Call destroy() on it before setOptimizer()."
+        )
+    counts = len(compiled["groups"]), len(given["groups"])
+    if counts[0] != counts[1]:
+        raise poptorch_error(
+            f"The model is compiled for an optimizer with {counts[0]} parameter groups, the new one has "
+            f"{counts[1]}. Call destroy() on the model before setOptimizer()."
+        )
 
 
 def lines(description: dict[str, Any]) -> list[str]:

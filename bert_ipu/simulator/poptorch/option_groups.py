@@ -10,7 +10,7 @@ import torch
 
 from . import enums
 from ._logging import logger
-from .options_dict import OptionsDict
+from .options_dict import FROZEN, OptionsDict
 
 
 class _JitOptions(OptionsDict):
@@ -143,7 +143,7 @@ class _PopartOptions:
     def checkIsFrozen(self, option: str | None = None) -> None:
         """Raise AttributeError if these options are in use."""
         if option != "_is_frozen" and self._is_frozen:
-            raise AttributeError("Can't modify frozen Options")
+            raise AttributeError(FROZEN)
 
     def set(self, key: str, value: Any) -> _PopartOptions:
         """Set one option; names and types are checked when the model is compiled."""

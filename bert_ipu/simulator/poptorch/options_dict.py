@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import copy
 import datetime
+import difflib
 from typing import Any
 
 from tqdm import tqdm
 
 from ._logging import logger
+
+FROZEN = (
+    "Can't modify frozen Options: a model or a data loader already uses them. Change them before, or give the next "
+    "model its own: options.clone()."
+)
 
 
 class OptionsDict:
@@ -66,7 +72,7 @@ class OptionsDict:
     def checkIsFrozen(self, option: str | None = None) -> None:
         """Raise AttributeError if these options are in use."""
         if option != "_is_frozen" and self.__dict__.get("_is_frozen", False):
-            raise AttributeError("Can't modify frozen Options")
+            raise AttributeError(FROZEN)
 
     def __deepcopy__(self, memory: dict[int, Any]) -> OptionsDict:
         copied = type(self).__new__(type(self))
@@ -98,7 +104,9 @@ class OptionsDict:
     def __getattr__(self, option: str) -> Any:
         values = self.__dict__.get("_values", {})
         if option not in values:
-            raise AttributeError(f"Invalid attribute {option}.")
+            alike = difflib.get_close_matches(option, [*values, *dir(type(self))])
+            meant = f" Did you mean {' or '.join(alike)}?" if alike else ""
+            raise AttributeError(f"Invalid attribute {option}.{meant}")
         return values[option]
 
     def update(self, other: dict[str, Any]) -> dict[str, Any]:

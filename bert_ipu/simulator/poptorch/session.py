@@ -220,8 +220,11 @@ class Session:
         return self.program.format()
 
     def cycle_count(self) -> int:
-        """Cycles of the last run, which need the hardware model."""
-        raise SimulatorUnsupported("PoplarExecutor.cycleCount", "cycles are not estimated yet.")
+        """Cycles of the last run; raises SimulatorUnsupported, as none are counted."""
+        raise SimulatorUnsupported(
+            "PoplarExecutor.cycleCount()",
+            "there is no model of how long an IPU takes. getLatency() and its kin give this machine's seconds.",
+        )
 
 
 def _replica_inputs(options: Options) -> list[int]:

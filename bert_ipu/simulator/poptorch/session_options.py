@@ -5,10 +5,12 @@ Names, kinds and enumerations' sizes are those of PopTorch 3.4's `popart_compile
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ..errors import Error
+from . import popart_patterns
 from ._logging import compiler_logger
 
 _BOOLS = frozenset(
@@ -181,8 +183,10 @@ def _error(message: str) -> Error:
 
 def _known(name: str, names: Iterable[str], kind: str) -> None:
     if name not in names:
+        alike = difflib.get_close_matches(name, names)
+        meant = f"; did you mean {' or '.join(alike)}?" if alike else ""
         raise _error(
-            f"Unknown {kind} option {name}: no option of PopART has this name and takes such a value"
+            f"Unknown {kind} option {name}: no option of PopART has this name and takes such a value{meant}"
         )
 
 
@@ -198,6 +202,7 @@ def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, An
     if name == "patterns":
         if "patterns_level" not in options:
             raise _error("PopART option 'patterns' should not be set without first setting 'patterns_level'.")
+        popart_patterns.check_names(value)
     elif name.startswith("location_"):
         unknown = value.keys() - _LOCATION_SETTINGS
         if unknown:
