@@ -27,8 +27,8 @@ Everything is compiled once: `run` costs a few tens of microseconds over the op'
 The first compile of an op, and the first run of one with vertices, happens in a forked child, so that a
 `setup()`, a `grow()` or a vertex that crashes or calls `exit()` becomes an exception here instead of the end
 of the process; `isolate=False` switches that off. It is tried once for the same op, shapes, dtypes and
-attributes: a fork of a large process takes tens of milliseconds. A later crash ends the process with its signal, and a later
-`exit()` with a failure, once stderr has the name of the op and of the vertex.
+attributes: a fork of a large process takes tens of milliseconds. A later crash ends the process with its
+signal, and a later `exit()` with a failure, once stderr has the name of the op and of the vertex.
 
 Patterns are run on a `PatternGraph`: see `bert_ipu.simulator.native.patterns`.
 
