@@ -33,8 +33,14 @@ lint: $(VENV)/.ready  ## style, types and formatting
 test-slow: setup  ## the long checks
 	$(PY) -m pytest -m slow --timeout 3600
 
-bench: setup  ## the numbers of docs/results.md that concern speed
+bench: setup  ## the simulator's numbers of docs/results.md, in some ten minutes on an idle machine
+	$(PY) bench/simulator_optimizer.py
+	$(PY) bench/simulator_share.py
+	$(PY) bench/simulator_fidelity.py
+	$(PY) bench/simulator_overhead.py
 	$(PY) bench/simulator_speed.py
+	$(PY) bench/simulator_compile.py
+	@echo "the compilation of every named configuration, five minutes more: $(PY) bench/named_configurations.py"
 
 clean:
 	rm -rf build $(VENV)
