@@ -109,6 +109,7 @@ def report(output: Path, config: PretrainConfig, baseline: float) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
+        print("no curve.png: matplotlib is not installed")
         return
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
