@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
+import re
 from pathlib import Path
 
 import pytest
 import torch
 
 import bert_ipu.simulator.poptorch as poptorch
-from bert_ipu.simulator.poptorch import poptorch_core
+from bert_ipu.simulator.poptorch import option_groups, poptorch_core
+from bert_ipu.simulator.poptorch import options as options_module
 
 
 def test_a_wrong_type_is_refused_and_the_value_stays() -> None:
@@ -117,3 +120,28 @@ def test_a_block_belongs_to_one_stage_only() -> None:
 def test_printing_options_shows_their_values() -> None:
     text = repr(poptorch.Options().replicationFactor(4))
     assert text.startswith("Options(") and "replication_factor=4" in text
+
+
+_GROUPS = {
+    "Options": "",
+    "_PrecisionOptions": "Precision.",
+    "_TrainingOptions": "Training.",
+    "_JitOptions": "Jit.",
+    "_PopartOptions": "_Popart.",
+    "_DistributedOptions": "Distributed.",
+    "_TensorLocationOptions": "TensorLocations.",
+    "TensorLocationSettings": "TensorLocations.",
+}
+_NO_OPTIONS = {"clone", "defaultOutputMode", "toDict", "checkIsFrozen"}
+
+
+@pytest.mark.parametrize("group", _GROUPS)
+def test_the_state_of_every_option_is_listed(group: str) -> None:
+    text = (Path(__file__).parents[2] / "docs/simulator.md").read_text()
+    section = text.split("## Options", 1)[1].split("\n## ", 1)[0]
+    listed = set(re.findall(r"`([\w.*]+)", section))
+    cls = getattr(options_module, group, None) or getattr(option_groups, group)
+    names = [name for name, member in vars(cls).items() if inspect.isfunction(member) and name[0] != "_"]
+    prefix = _GROUPS[group]
+    missing = [n for n in names if n not in _NO_OPTIONS and not {prefix + n, f"{prefix}*"} & listed]
+    assert names and not missing
