@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -38,31 +38,36 @@ def test_cmake_builds_the_runtime_and_the_ops(tmp_path: Path) -> None:
 
 
 def test_building_the_ops_from_clean_takes_less_than_90_seconds(tmp_path: Path) -> None:
+    """Of processor time, so that it holds on one core and does not depend on what else runs."""
     build_runtime()
-    environment = {**os.environ, "PYTHONPATH": str(TESTS.parent)}
-    script = (
-        "from pathlib import Path; from bert_ipu.simulator.native.build import compile_library\n"
-        f"for source in sorted(Path({str(FOLDER)!r}).glob('*/*.cpp')):\n"
-        f"    compile_library([source], Path({str(tmp_path)!r}) / (source.stem + '.so'))\n"
-    )
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
-    assert time.perf_counter() - begin < 90
+    before = os.times()
+    for source in sorted(FOLDER.glob("*/*.cpp")):
+        compile_library([source], tmp_path / f"{source.stem}.so")
+    after = os.times()
+    spent = (after.children_user - before.children_user) + (after.children_system - before.children_system)
+    print(f"{spent:.1f} s")
+    assert spent < 90
 
 
-def test_sanitizers_find_nothing() -> None:
+def test_sanitizers_find_nothing(tmp_path: Path) -> None:
     """Runs this folder's and the API's fast tests on a runtime built with both sanitizers."""
-    # GCC warns of its own <regex> where the sanitizers keep it from seeing through it.
-    warnings = "-Wno-maybe-uninitialized"
-    flags = f"-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined -g {warnings}"
-    find = [compiler(), "-print-file-name=libasan.so"]
-    libasan = subprocess.run(find, capture_output=True, text=True, check=True).stdout.strip()
+    # Not optimised: GCC takes minutes to optimise what the sanitizers add to <regex>, and then warns of it.
+    flags = "-fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=undefined -O0"
+    # ASan catches exceptions of libstdc++, which Python itself does not load.
+    preloaded = [
+        subprocess.run(
+            [compiler(), f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so")
+    ]
     environment = {
         **os.environ,
         "BERT_IPU_NATIVE_FLAGS": flags,
         "BERT_IPU_BUILD_DIR": str(cache_root() / "sanitized"),
-        "LD_PRELOAD": libasan,
-        "ASAN_OPTIONS": "detect_leaks=0",
+        "LD_PRELOAD": " ".join(preloaded),
+        # Into files: what a process that dies says is lost in pytest's capture.
+        "ASAN_OPTIONS": f"detect_leaks=0:log_path={tmp_path}/asan",
+        "UBSAN_OPTIONS": f"print_stacktrace=1:log_path={tmp_path}/ubsan",
     }
     skipped = "not microseconds and not overrun and not codelets_that and not crash"
     simulator = TESTS / "simulator"
@@ -74,9 +79,28 @@ def test_sanitizers_find_nothing() -> None:
         text=True,
         check=False,
     )
-    assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-4000:]
+    found = "".join(log.read_text()[:4000] for log in sorted(tmp_path.glob("*san*")))
+    assert result.returncode == 0, found + result.stdout[-4000:] + result.stderr[-4000:]
+    assert found == ""
 
 
 @pytest.mark.parametrize("name", ["group_pattern", "sparse_sgd", "dropout_removal"])
 def test_our_ops_compile_without_warnings(name: str, tmp_path: Path) -> None:
     compile_library([FOLDER / name / f"{name}.cpp"], tmp_path / f"lib{name}.so", flags=STRICT)
+
+
+def test_every_header_stands_alone_and_is_clean_cxx14(tmp_path: Path) -> None:
+    """Each by itself, so that no source depends on the order of its includes."""
+    include = CSRC / "include"
+    headers = sorted(header.relative_to(include) for header in include.rglob("*.hpp"))
+    assert len(headers) > 100
+
+    def refusal(header: Path) -> str:
+        source = tmp_path / f"{'_'.join(header.with_suffix('').parts)}.cpp"
+        source.write_text(f"#include <{header}>\n#include <{header}>\n")
+        command = [compiler(), *STRICT, "-fsyntax-only", f"-I{include}", str(source)]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+    with ThreadPoolExecutor(2) as pool:
+        refused = {str(header): text for header, text in zip(headers, pool.map(refusal, headers)) if text}
+    assert refused == {}

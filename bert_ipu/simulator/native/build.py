@@ -125,7 +125,7 @@ def compile_library(
     Without `output` the library is cached by the hash of its sources and of the folders they lie in; with it,
     it is compiled in any case.  Raises BuildError with the compiler's words.
     """
-    command = [compiler(), *flags, *_extra_flags(), "-O2", "-fPIC", "-shared", *map(str, sources)]
+    command = [compiler(), "-O2", *flags, *_extra_flags(), "-fPIC", "-shared", *map(str, sources)]
     command += library_flags()
     if output is None:
         neighbours = sorted(
