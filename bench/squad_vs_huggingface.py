@@ -1,6 +1,6 @@
 """Fine-tunes the same weights on real SQuAD with our program and with Hugging Face's model in a torch loop.
 
-    python bench/squad_vs_huggingface.py [--train-questions 800 --dev-questions 300 --seeds 3 ...]
+    python bench/squad_vs_huggingface.py [--train-questions 800 --dev-questions 300 --seeds 1 2 3 ...]
 
 Both start from the same weights, see the same windows in the same order without dropout, and have the same
 optimizer and schedule: torch.optim.AdamW and transformers' linear schedule on one side, ours in the simulator
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="a multiple of 4, the micro-batches")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=2e-4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         train = subset(
@@ -53,7 +53,7 @@ def main() -> None:
         )
         dev = subset(SHARED / "squad" / "dev-v1.1-half_a.json", arguments.dev_questions, Path(folder))
         results = []
-        for seed in range(1, arguments.seeds + 1):
+        for seed in arguments.seeds:
             config = configuration(arguments, train, dev, Path(folder) / f"seed{seed}", seed)
             results.append(compare(config))
     for system in ("ours", "Hugging Face"):
