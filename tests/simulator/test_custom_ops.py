@@ -21,7 +21,7 @@ from bert_ipu.simulator.custom_ops import (
     load_library,
     registered_ops,
 )
-from bert_ipu.simulator.native.build import compile_library
+from bert_ipu.simulator.native.build import CACHE_VARIABLE, compile_library, writable_folder
 
 pytestmark = pytest.mark.cpp
 
@@ -466,6 +466,13 @@ def test_registry_and_libraries_that_do_not_load(tmp_path: Path) -> None:
     other.write_text("not a library")
     with pytest.raises(CustomOpError, match="cannot load custom ops"):
         load_library(other)
+
+
+def test_nothing_is_written_where_the_package_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert writable_folder(Path("/usr/lib/python/bert_ipu/0123/runtime.so")) == tmp_path / "0123"
 
 
 def test_a_library_for_another_version_of_the_api_says_so(tmp_path: Path) -> None:

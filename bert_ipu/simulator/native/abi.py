@@ -16,7 +16,14 @@ from typing import Any
 import torch
 
 from bert_ipu.simulator.errors import Error
-from bert_ipu.simulator.native.build import INCLUDE, RUNTIME_NAME, BuildError, build_runtime, compiler
+from bert_ipu.simulator.native.build import (
+    INCLUDE,
+    RUNTIME_NAME,
+    BuildError,
+    build_runtime,
+    compiler,
+    writable_folder,
+)
 
 API_VERSION = 1
 
@@ -75,8 +82,8 @@ def runtime() -> ctypes.CDLL:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    codelets = path.parent / "codelets"
-    codelets.mkdir(exist_ok=True)
+    codelets = writable_folder(path) / "codelets"
+    codelets.mkdir(parents=True, exist_ok=True)
     library.popemu_configure(compiler().encode(), str(INCLUDE).encode(), str(codelets).encode())
     return library
 

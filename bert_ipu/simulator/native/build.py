@@ -107,6 +107,11 @@ def build_runtime(jobs: int | None = None) -> Path:
     return library
 
 
+def writable_folder(runtime: Path) -> Path:
+    """Where what is compiled against a runtime is cached: beside it, unless it was installed."""
+    return cache_root() / runtime.parent.name
+
+
 def library_flags() -> list[str]:
     """What g++ needs besides the sources of a custom op, which come before it; builds the runtime."""
     folder = build_runtime().parent
@@ -132,7 +137,7 @@ def compile_library(
             {p for s in sources for p in s.parent.iterdir() if p.suffix in {".cpp", ".hpp", ".h"}}
         )
         key = _digest(neighbours, [*map(str, sources), *flags])
-        output = build_runtime().parent / "ops" / key / f"lib{sources[0].stem}.so"
+        output = writable_folder(build_runtime()) / "ops" / key / f"lib{sources[0].stem}.so"
         if output.exists():
             return output
     output.parent.mkdir(parents=True, exist_ok=True)
