@@ -179,6 +179,13 @@ def test_what_goes_wrong_is_a_poptorch_error(name: str, attributes: dict[str, An
     assert isinstance(caught.value, CustomOpError)
 
 
+def test_what_grow_refuses_is_met_when_the_model_is_compiled() -> None:
+    x = torch.ones(2, 2)
+    model, _ = run("Probe", x, [x], kind="wrong shape")
+    with pytest.raises(CustomOpError, match=r"sets output 0 to a tensor of shape \[4\]"):
+        model.compile(x)
+
+
 def test_missing_inputs_are_named() -> None:
     load_probe()
 

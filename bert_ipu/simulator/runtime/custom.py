@@ -30,6 +30,7 @@ def custom_op_function(node: fx.Node) -> Callable[..., Any]:
         compiled = _compile(origin).gradient(node.kwargs["live_outputs"])[node.kwargs["index"]]  # type: ignore[arg-type, index]
     else:
         compiled = node.kwargs["compiled"]  # type: ignore[assignment]
+    compiled.record()
     dtypes = [value.dtype for value in _values(node.args)]
     if node.target is ops.pattern_update:
         return _updater(compiled, dtypes)
