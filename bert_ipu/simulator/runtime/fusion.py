@@ -169,26 +169,33 @@ def _drop(instruction: Instruction | None) -> _Drop:
     return _Drop(instruction if trains else None)
 
 
+def _addition(found: Instruction | None) -> Instruction | None:
+    """An addition of two tensors; None where it is anything else."""
+    plain = found is not None and not found.kwargs and len(found.args) == 2
+    return found if plain and all(isinstance(value, Name) for value in found.args) else None  # type: ignore[union-attr]
+
+
+def _scaling(found: Instruction | None) -> Instruction | None:
+    """A multiplication of a tensor by a number; None where it is anything else."""
+    return found if found is not None and isinstance(found.args[1], float) else None
+
+
 # -- rules: each looks at one instruction, and replaces it and its neighbours where they fit ----------------
 
 
 def _softmax(m: _Matcher, found: Instruction) -> None:
     """[mul by a number] [add a mask] softmax [dropout]"""
-    scores, dim, *_ = found.args
-    added = m.swallowed(scores, torch.add)
-    bias = None
-    if added is not None and len(added.args) == 2 and not added.kwargs:
-        scores, bias = added.args
-    else:
-        added = None
-    scaled = m.swallowed(scores, torch.mul)
-    scale = 1.0
-    if scaled is not None and isinstance(scaled.args[1], float):
-        scores, scale = scaled.args
-    else:
-        scaled = None
-    if isinstance(bias, float):
+    scores, dim, widens = found.args
+    if widens:
         return
+    added = _addition(m.swallowed(scores, torch.add))
+    bias = None
+    if added is not None:
+        scores, bias = added.args
+    scaled = _scaling(m.swallowed(scores, torch.mul))
+    scale = 1.0
+    if scaled is not None:
+        scores, scale = scaled.args
     out = found.results[0]
     drop = _drop(next((user for user in m.users.get(out, ()) if user.function is DROPOUT), None))
     dropped = m.fresh() if drop.instruction is None else drop.instruction.results[0]
@@ -203,9 +210,7 @@ def _softmax_grad(m: _Matcher, found: Instruction) -> None:
     gradient, probabilities, dim, _ = found.args
     drop = _drop(m.swallowed(gradient, DROPOUT))
     gradient = gradient if drop.instruction is None else drop.x
-    scaled = m.only_user(found.results[0], torch.mul)
-    if scaled is not None and not isinstance(scaled.args[1], float):
-        scaled = None
+    scaled = _scaling(m.only_user(found.results[0], torch.mul))
     scale, result = (1.0, found.results[0]) if scaled is None else (scaled.args[1], scaled.results[0])
     m.replace(
         found, [drop.instruction, scaled], [result],
@@ -216,12 +221,12 @@ def _softmax_grad(m: _Matcher, found: Instruction) -> None:
 def _add_norm(m: _Matcher, found: Instruction) -> None:
     """[dropout] add layer_norm"""
     total, shape, weight, bias, eps = found.args
-    added = m.maker(total, torch.add)
-    if added is None or len(added.args) != 2 or added.kwargs or weight is None or bias is None:
+    added = _addition(m.maker(total, torch.add))
+    if added is None or weight is None or bias is None or len(shape) != 1:
+        return
+    if not m.is_read_after(total, found):
         return
     x, residual = added.args
-    if not isinstance(residual, Name) or len(shape) != 1 or not m.is_read_after(total, found):
-        return
     if m.swallowed(x, DROPOUT) is None and m.swallowed(residual, DROPOUT) is not None:
         x, residual = residual, x
     drop = _drop(m.swallowed(x, DROPOUT))
@@ -237,12 +242,10 @@ def _norm_grad(m: _Matcher, found: Instruction) -> None:
     gradient, x, shape, mean, rstd, weight, bias, mask = found.args
     if weight is None or bias is None or len(shape) != 1 or not all(mask):
         return
-    added = m.swallowed(gradient, torch.add)
+    added = _addition(m.swallowed(gradient, torch.add))
     other = None
-    if added is not None and len(added.args) == 2 and not added.kwargs and isinstance(added.args[1], Name):
+    if added is not None:
         gradient, other = added.args
-    else:
-        added = None
     out, *sums = found.results
     drop = _drop(next((user for user in m.users.get(out, ()) if user.function is DROPOUT), None))
     dropped = m.fresh() if drop.instruction is None else drop.instruction.results[0]
@@ -288,12 +291,13 @@ def _merge_heads(m: _Matcher, found: Instruction) -> None:
 def _join_heads(m: _Matcher, found: Instruction) -> None:
     """The sum of the gradients of all slices of a dimension: the slices, joined"""
     joined = heads.find_joined_slices(found, m.swallowed)
-    permuted = m.only_user(found.results[0], torch.permute)
+    rounded = m.only_user(found.results[0], *heads.ROUNDINGS)
+    total = found.results[0] if rounded is None else rounded.results[0]
+    permuted = m.only_user(total, torch.permute)
     if joined is not None and permuted is not None:
         order = [dim % len(permuted.args[1]) for dim in permuted.args[1]]
-        m.replace(
-            permuted, [found, *joined.swallowed], permuted.results, heads.join_slices, joined.slices, joined.dim, order
-        )  # fmt: skip
+        swallowed = [found, rounded, *joined.swallowed]
+        m.replace(permuted, swallowed, permuted.results, heads.join_slices, joined.slices, joined.dim, order)
 
 
 def _embedding_grad(m: _Matcher, found: Instruction) -> None:
@@ -301,7 +305,7 @@ def _embedding_grad(m: _Matcher, found: Instruction) -> None:
     gradient, index, rows, padding, by_frequency = found.args
     if by_frequency:
         return
-    added = m.only_user(found.results[0], torch.add)
+    added = _addition(m.only_user(found.results[0], torch.add))
     table = next((x for x in added.args if x != found.results[0]), None) if added is not None else None
     if added is not None and m.swallowed(table, *FRESH):
         m.replace(

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bert_ipu.simulator.runtime import numerics
 from bert_ipu.simulator.runtime.instructions import Instruction, Name
 
+ROUNDINGS = (numerics.round_half, numerics.round_half_stochastic)
 SELECT_BACKWARD = torch.ops.aten.select_backward.default
 
 
@@ -32,7 +34,10 @@ class JoinedSlices:
 def find_joined_slices(
     last: Instruction, swallowed: Callable[..., Instruction | None]
 ) -> JoinedSlices | None:
-    """The slices that a tree of additions joins; None where they do not cover their dimension once each."""
+    """The slices that a tree of additions joins; None where they do not cover their dimension once each.
+
+    Roundings between the additions are none: each element is one of the slices' and zeros.
+    """
     parts: list[Instruction] = []
     additions: list[Instruction] = []
     waiting: list[Any] = list(last.args)
@@ -40,14 +45,14 @@ def find_joined_slices(
         return None
     while waiting:
         value = waiting.pop()
-        made = swallowed(value, torch.add, SELECT_BACKWARD)
+        made = swallowed(value, torch.add, SELECT_BACKWARD, *ROUNDINGS)
         if made is None or made.kwargs:
             return None
-        if made.function is torch.add:
-            additions.append(made)
-            waiting += made.args
-        else:
+        if made.function is SELECT_BACKWARD:
             parts.append(made)
+            continue
+        additions.append(made)
+        waiting += made.args if made.function is torch.add else made.args[:1]
     shape, dim = list(parts[0].args[1]), parts[0].args[2] % len(parts[0].args[1])
     by_index = {part.args[3] % shape[dim]: part for part in parts}
     alike = all(list(p.args[1]) == shape and p.args[2] % len(shape) == dim for p in parts)

@@ -16,10 +16,6 @@
 #include <cstdlib>
 #include <memory>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 #include "formats.hpp"
 #include "transpose.hpp"
 

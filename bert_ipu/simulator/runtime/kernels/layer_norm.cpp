@@ -1,8 +1,6 @@
 // Layer norm over rows with what stands before it in a residual block, dropout
 // and an addition; and its gradient with what follows.
-#ifdef _OPENMP
 #include <omp.h>
-#endif
 
 #include <cmath>
 #include <vector>
