@@ -18,6 +18,10 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt
 
 native: $(VENV)/.ready
 	@$(PY) bert_ipu/simulator/native/build.py
+	@packages=$$($(PY) bert_ipu/simulator/native/build.py --cmake) && \
+		$(VENV)/bin/cmake -S custom_ops -B build/custom_ops --log-level=WARNING \
+			-DPOPLAR_DIR=$$packages -DPOPART_DIR=$$packages && \
+		$(VENV)/bin/cmake --build build/custom_ops -- --quiet
 
 demo: setup  ## prepare the sample, pretrain to 99%, fine-tune, answer a question
 	$(PY) demo.py

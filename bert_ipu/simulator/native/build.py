@@ -2,8 +2,9 @@
 
     python -m bert_ipu.simulator.native.build [FOLDER]
     g++ -std=c++14 -fPIC -shared my_op.cpp -o libmy_op.so $(python -m bert_ipu.simulator.native.build --flags)
+    cmake -S my_ops -B build -DPOPLAR_DIR=$(python -m bert_ipu.simulator.native.build --cmake) ...
 
-builds the runtime and the kernels ahead of their first use, and a custom op by hand.  Everything is cached under
+builds the runtime and the kernels ahead of their first use, and custom ops by hand.  Everything is cached under
 the hash of its sources, so the first call takes a minute and later calls take milliseconds.  CMake users have
 `csrc/CMakeLists.txt`, which builds the same runtime.  This file needs the standard library only: `setup.py`
 runs it where torch is not there yet.
@@ -119,6 +120,19 @@ def library_flags() -> list[str]:
     return [f"-I{INCLUDE}", f"-L{folder}", f"-Wl,-rpath,{folder}", *names]
 
 
+def cmake_packages() -> Path:
+    """A folder for -DPOPLAR_DIR and -DPOPART_DIR, whose packages mean the runtime; builds the runtime."""
+    runtime = build_runtime()
+    folder = writable_folder(runtime)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("poplar", "popart"):
+        text = (CSRC / "cmake" / f"{name}-config.cmake.in").read_text()
+        text = text.replace("@CMAKE_BINARY_DIR@", str(runtime.parent))
+        text = text.replace("@CMAKE_CURRENT_SOURCE_DIR@", str(CSRC))
+        _write_atomically(folder / f"{name}-config.cmake", text)
+    return folder
+
+
 def compile_library(
     sources: Sequence[Path],
     output: Path | None = None,
@@ -226,6 +240,9 @@ def main(arguments: list[str]) -> int:
     """Build everything, into FOLDER where one is named; without a compiler, say so and succeed."""
     if arguments == ["--flags"]:
         print(*library_flags())
+        return 0
+    if arguments == ["--cmake"]:
+        print(cmake_packages())
         return 0
     if arguments:
         os.environ[CACHE_VARIABLE] = arguments[0]
