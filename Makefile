@@ -18,10 +18,11 @@ $(VENV)/.ready: requirements.txt requirements-dev.txt
 
 native: $(VENV)/.ready
 	@$(PY) bert_ipu/simulator/native/build.py
-	@packages=$$($(PY) bert_ipu/simulator/native/build.py --cmake) && \
+	@if packages=$$($(PY) bert_ipu/simulator/native/build.py --cmake); then \
 		$(VENV)/bin/cmake -S custom_ops -B build/custom_ops --log-level=WARNING \
 			-DPOPLAR_DIR=$$packages -DPOPART_DIR=$$packages && \
-		$(VENV)/bin/cmake --build build/custom_ops -- --quiet
+		$(VENV)/bin/cmake --build build/custom_ops -- --quiet; \
+	fi
 
 demo: setup  ## prepare the sample, pretrain to 99%, fine-tune, answer a question
 	$(PY) demo.py

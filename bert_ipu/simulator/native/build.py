@@ -238,11 +238,12 @@ def _digest(files: Iterable[Path], words: Iterable[str]) -> str:
 
 def main(arguments: list[str]) -> int:
     """Build everything, into FOLDER where one is named; without a compiler, say so and succeed."""
-    if arguments == ["--flags"]:
-        print(*library_flags())
-        return 0
-    if arguments == ["--cmake"]:
-        print(cmake_packages())
+    if arguments in (["--flags"], ["--cmake"]):
+        try:
+            print(*(library_flags() if arguments == ["--flags"] else [cmake_packages()]))
+        except BuildError as error:
+            print(error, file=sys.stderr)
+            return 1
         return 0
     if arguments:
         os.environ[CACHE_VARIABLE] = arguments[0]
