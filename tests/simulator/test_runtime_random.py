@@ -16,11 +16,14 @@ def draws(*places: tuple[int, int], seed: int = 7, native: bool = True) -> Draws
     return Draws(seed_key(seed), make_places(list(places)), load_kernels() if native else None)
 
 
-# Random123's kat_vectors: philox4x32, 10 rounds; counter and key of zeros, of ones, and of pi's digits.
+# Random123's kat_vectors for philox4x32: rounds; counter and key of zeros, of ones, and of pi's digits.
 VECTORS = [
-    ([0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (7, [0, 0, 0, 0], [0, 0], [0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48]),
+    (7, [0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662]),
+    (10, [0, 0, 0, 0], [0, 0], [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    (10, [0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
     (
+        10,
         [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
         [0xA4093822, 0x299F31D0],
         [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
@@ -28,9 +31,11 @@ VECTORS = [
 ]
 
 
-@pytest.mark.parametrize(("counter", "key", "expected"), VECTORS)
-def test_philox_gives_the_published_words(counter: list[int], key: list[int], expected: list[int]) -> None:
-    words = random._philox([torch.tensor([word]) for word in counter], key)
+@pytest.mark.parametrize(("rounds", "counter", "key", "expected"), VECTORS)
+def test_philox_gives_the_published_words(
+    rounds: int, counter: list[int], key: list[int], expected: list[int]
+) -> None:
+    words = random._philox([torch.tensor([word]) for word in counter], key, rounds)
     assert [int(word) for word in words] == expected
 
 
@@ -104,3 +109,14 @@ def test_stochastic_rounding_keeps_half_values_and_overflows_to_infinity() -> No
         torch.inf,
         -torch.inf,
     ]
+
+
+@pytest.mark.cpp
+def test_fp16_values_are_left_alone_whatever_stands_beside_them() -> None:
+    exact = torch.cat([torch.randn(500).half().float(), torch.zeros(200), torch.full((68,), 2.0**-24)])
+    assert torch.equal(numerics.round_half_stochastic(exact.clone(), draws((0, 0)), 3), exact)
+    mixed = exact.clone()
+    mixed[::100] = 1 / 3
+    rounded = numerics.round_half_stochastic(mixed.clone(), draws((0, 0)), 3)
+    assert torch.equal(rounded[mixed == exact], exact[mixed == exact])
+    assert set(rounded[::100].tolist()) <= {0.333251953125, 0.33349609375}

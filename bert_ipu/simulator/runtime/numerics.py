@@ -18,7 +18,7 @@ from torch import Tensor
 
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.products import has_half_products
-from bert_ipu.simulator.runtime.random import ROUNDING, Draws, random_words
+from bert_ipu.simulator.runtime.random import ROUNDING, ROUNDS_OF_ROUNDING, Draws, words_in_torch
 
 HALF_MAX = 65504.0
 HALF_SMALLEST_NORMAL = 2.0**-14
@@ -143,6 +143,7 @@ def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int) -> Tensor:
 def _halves(draws: Draws, op: int, elements: int, device: torch.device) -> Tensor:
     """[streams, elements]: of every 128 elements, the low halves of 64 words, then the high ones."""
     spans = -(-elements // 128)
-    words = random_words(draws, op, spans * 64, device).view(draws.streams, spans, 1, 64)
+    words = words_in_torch(draws, op, spans * 64, device, ROUNDS_OF_ROUNDING)
+    words = words.view(draws.streams, spans, 1, 64)
     halves = torch.cat([words & 0xFFFF, words >> 16], dim=2)
     return halves.reshape(draws.streams, spans * 128)[:, :elements]

@@ -1,9 +1,10 @@
 """Random numbers that are a function of (seed, step, stream, operator, element), whatever the order of work.
 
-Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011) with the seed as key and
-(block, operator, stream, step) as counter.  A stream is one micro-batch of one replica, counted over all
-instances: batching, resuming and the number of instances change nothing.  `kernels/philox.hpp` is the same
-function in C++, and says how elements take the words of blocks.
+Philox4x32 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011) with the seed as key and
+(block, operator, stream, step) as counter: 10 rounds, or 7, which passed all of their tests, for stochastic
+rounding.  A stream is one micro-batch of one replica, counted over all instances: batching, resuming and the
+number of instances change nothing.  `kernels/philox.hpp` is the same function in C++, and says how elements take
+the words of blocks.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 WEYL = (0x9E3779B9, 0xBB67AE85)
 MASK = 0xFFFFFFFF
 LANES, GROUP = 16, 64
+
+ROUNDS, ROUNDS_OF_ROUNDING = 10, 7
 
 ROUNDING = 1 << 31
 """Added to an operator's number where the draw is that of stochastic rounding, not the operator's own."""
@@ -64,10 +67,13 @@ def random_words(draws: Draws, op: int, elements: int, device: torch.device | No
             words.data_ptr(), draws.streams, elements, draws.key_pointer, op, draws.places_pointer
         )
         return words.to(torch.int64) & MASK
-    return _words_in_torch(draws, op, elements, device)
+    return words_in_torch(draws, op, elements, device)
 
 
-def _words_in_torch(draws: Draws, op: int, elements: int, device: torch.device | None) -> Tensor:
+def words_in_torch(
+    draws: Draws, op: int, elements: int, device: torch.device | None, rounds: int = ROUNDS
+) -> Tensor:
+    """The same without a kernel."""
     groups = -(-elements // GROUP)
     blocks = torch.arange(groups * LANES, dtype=torch.int64, device=device)
     places = draws.places.to(device=device, dtype=torch.int64) & MASK
@@ -79,13 +85,13 @@ def _words_in_torch(draws: Draws, op: int, elements: int, device: torch.device |
         places[:, :1].expand(shape),
         places[:, 1:].expand(shape),
     ]
-    words = torch.stack(_philox(counter, key), dim=1)  # [streams, 4, blocks]
+    words = torch.stack(_philox(counter, key, rounds), dim=1)  # [streams, 4, blocks]
     words = words.view(draws.streams, 4, groups, LANES).transpose(1, 2)
     return words.reshape(draws.streams, groups * GROUP)[:, :elements]
 
 
-def _philox(counter: list[Tensor], key: list[int]) -> list[Tensor]:
-    for _ in range(10):
+def _philox(counter: list[Tensor], key: list[int], rounds: int) -> list[Tensor]:
+    for _ in range(rounds):
         high0, low0 = _product(MULTIPLIERS[0], counter[0])
         high1, low1 = _product(MULTIPLIERS[1], counter[2])
         counter = [high1 ^ counter[1] ^ key[0], low1, high0 ^ counter[3] ^ key[1], low0]

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 #include "formats.hpp"
 #include "philox.hpp"
@@ -48,6 +49,19 @@ inline float round_stochastically(float value, uint32_t random16) {
   return from_bits((result & ~is_nan) | (size & is_nan) | (bits & 0x80000000u));
 }
 
+// Whether every value is a normal fp16 number or zero, which no rounding
+// changes: then no random words are needed.
+inline bool all_exact(const float *values, int count) {
+  uint32_t odd = 0;
+#pragma omp simd reduction(| : odd)
+  for (int i = 0; i < count; ++i) {
+    const uint32_t size = bits_of(values[i]) & 0x7FFFFFFFu;
+    odd |= (size & 0x1FFFu) | (mask(size != 0) & mask(size < kSmallestNormal)) |
+           mask(size > kHalfMax);
+  }
+  return odd == 0;
+}
+
 } // namespace
 } // namespace bert_ipu
 
@@ -82,17 +96,23 @@ void bert_ipu_round_half_stochastic(const float *x, float *out, int64_t streams,
                                                   kParallelFrom)
   for (int64_t task = 0; task < streams * spans; ++task) {
     const int64_t s = task / spans, span = task % spans;
+    const int64_t first = s * elements + span * kSpan;
+    const int64_t left = elements - span * kSpan;
+    const int count = int(left < kSpan ? left : kSpan);
+    if (all_exact(x + first, count)) {
+      if (out != x)
+        std::memcpy(out + first, x + first, size_t(count) * sizeof(float));
+      continue;
+    }
     alignas(64) uint32_t words[kGroup];
-    philox_group(draw_at(key, op, places + 2 * s), uint64_t(span), words);
+    philox_group<kRoundsOfRounding>(draw_at(key, op, places + 2 * s),
+                                    uint64_t(span), words);
     alignas(64) uint32_t halves[kSpan];
 #pragma omp simd
     for (int i = 0; i < kGroup; ++i) {
       halves[i] = words[i] & 0xFFFFu;
       halves[kGroup + i] = words[i] >> 16;
     }
-    const int64_t first = s * elements + span * kSpan;
-    const int64_t left = elements - span * kSpan;
-    const int count = int(left < kSpan ? left : kSpan);
     if (count == kSpan) {
 #pragma omp simd
       for (int i = 0; i < kSpan; ++i)
