@@ -12,6 +12,7 @@ import argparse
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -22,16 +23,18 @@ ASKED_SECONDS, ASKED_GIB = 30.0, 4.0
 
 def compile_one(kind: str, name: str) -> tuple[int, float, float, float, str]:
     """Exit status, wall and CPU seconds, GiB, and what the process said."""
-    command = [sys.executable, str(ROOT / SCRIPTS[kind]), "--config", name, "--compile-only"]
-    started = time.perf_counter()
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - started
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, str(ROOT / SCRIPTS[kind]), "--config", name, "--compile-only"]
+        command.append(f"train.output_dir={folder}/run")  # not one that holds checkpoints
+        started = time.perf_counter()
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert process.stdout is not None
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
     cpu = usage.ru_utime + usage.ru_stime
     return os.waitstatus_to_exitcode(status), seconds, cpu, usage.ru_maxrss / 2**20, said
 
