@@ -20,7 +20,8 @@ class SimulatorParams:
 
     numerics: str = "ipu"
     """"ipu": fp16 values, rounded to fp16 at the output of each operator, fp32 arithmetic inside. "fast":
-    half precision is bf16 (fp32 where the CPU has no fast bf16), with fp32 master copies of the weights."""
+    half precision is bf16 (fp32 where the CPU has no fast bf16, multiplied in fp16 where that is quicker), with
+    fp32 master copies of the weights."""
     device: str = "cpu"
     """"cpu", "cuda" (or "cuda:N"), or "null", which compiles and never allocates or runs."""
     threads: int | None = None
