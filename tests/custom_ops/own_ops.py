@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from bert_ipu.simulator.custom_ops import load_library
+from bert_ipu.simulator.custom_ops import load_library, registered_patterns
 from bert_ipu.simulator.native.build import compile_library
 from bert_ipu.simulator.native.patterns import PatternGraph
 
@@ -22,6 +22,11 @@ def load_own(name: str) -> None:
     It is the very file a run of the program loads: an op of two libraries in one process would be two types.
     """
     load_library(compile_library([FOLDER / name / f"{name}.cpp"]))
+
+
+def only(pattern: str) -> dict[str, bool]:
+    """Switches that leave one pattern as it is and turn off what other tests of this process have loaded."""
+    return {name: False for name in registered_patterns() if name != pattern}
 
 
 class GraphBuilder:
