@@ -18,6 +18,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from clones import unpack
+
 ROOT = Path(__file__).resolve().parents[1]
 NEED_DOWNLOADS = {
     "docs/user_guide/inferenceModel.py": "weights of torchvision",
@@ -38,18 +40,9 @@ class Ending:
     seconds: float
 
 
-def unpack(clone: Path, folder: str, target: Path) -> list[Path]:
-    """Write a folder of the clone's newest commit; its programs, relative to `target`."""
-    git = ["git", "-C", str(clone)]
-    listed = subprocess.run(
-        [*git, "ls-tree", "-r", "--name-only", "HEAD", folder], capture_output=True, check=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        content = subprocess.run([*git, "show", f"HEAD:{name}"], capture_output=True, check=True).stdout
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return sorted(path.relative_to(target) for path in (target / folder).glob("*.py"))
+def programs_of(clone: Path, folder: str, target: Path) -> list[Path]:
+    """The programs of a folder of the clone, unpacked; relative to `target`."""
+    return sorted(path.relative_to(target) for path in unpack(clone, folder, target).glob("*.py"))
 
 
 def run(program: Path, folder: Path, timeout: float) -> Ending:
@@ -80,13 +73,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         programs = [
-            path for name in ("docs/user_guide", "examples") for path in unpack(arguments.clone, name, folder)
+            path for name in ("docs/user_guide", "examples") for path in programs_of(arguments.clone, name, folder)
         ]
         # PopTorch's build puts this file where a program of the guide reads it.
         (folder / "tmp").mkdir()
         shutil.copy(folder / "docs/user_guide/poptorch.conf", folder / "tmp")
         if arguments.tutorials is not None:
-            programs += unpack(arguments.tutorials, DATA_LOADING, folder)
+            programs += programs_of(arguments.tutorials, DATA_LOADING, folder)
         for program in programs:
             if arguments.names and not any(name in str(program) for name in arguments.names):
                 continue

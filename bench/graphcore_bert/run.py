@@ -18,6 +18,10 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from clones import unpack
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 FOLDER = "nlp/bert/pytorch"
@@ -35,20 +39,6 @@ def make_environment(environment: Path) -> None:
     packages = environment / "lib" / version / "site-packages"
     (packages / "zz_checkout.pth").write_text(sysconfig.get_path("purelib") + "\n")
     (environment / "ready").touch()
-
-
-def unpack(clone: Path, target: Path) -> Path:
-    """Write the application of the clone's newest commit, and return its folder."""
-    git = ["git", "-C", str(clone)]
-    listed = subprocess.run(
-        [*git, "ls-tree", "-r", "--name-only", "HEAD", FOLDER], capture_output=True, check=True, text=True
-    )
-    for name in listed.stdout.splitlines():
-        content = subprocess.run([*git, "show", f"HEAD:{name}"], capture_output=True, check=True).stdout
-        path = target / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return target / FOLDER
 
 
 def main() -> int:
@@ -73,7 +63,7 @@ def main() -> int:
         "TRANSFORMERS_OFFLINE": "1",
     }
     with tempfile.TemporaryDirectory() as temporary:
-        application = unpack(arguments.clone, Path(temporary))
+        application = unpack(arguments.clone, FOLDER, Path(temporary))
         command = ["python", "-m", "pytest", "-v", "--durations=0", "-W", "ignore", *(wanted or TESTS)]
         return subprocess.run(command, cwd=application, env=variables, check=False).returncode
 
