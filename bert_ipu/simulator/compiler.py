@@ -77,6 +77,8 @@ class CompileRequest:
     reduction: Reduction = field(default_factory=Reduction)
     groups: Mapping[str, ReplicaGroups] = field(default_factory=dict)
     """Parameters and buffers that differ between replicas, by name."""
+    strided_channel_groups: bool = False
+    """PopART's `groupNormStridedChannelGrouping`."""
     anchors: tuple[Anchor, ...] = ()
     patterns: Optional[Patterns] = None
     initial_annotations: Optional[Any] = None
@@ -144,7 +146,7 @@ def _no_patterns(program: Program, after: Pass) -> None:
 def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.Node]]:
     """Enter the forward; returns the variables it wrote, with their new values."""
     modules = {id(module): name for name, module in request.module.named_modules()}
-    capture = Capture(program, modules)
+    capture = Capture(program, modules, request.strided_channel_groups)
     named = _named_tensors(request.module)
     capture.declare([_variable(name, tensor, request) for name, tensor in named.items()], named.values())
     args, kwargs = _inputs(request, program, capture)

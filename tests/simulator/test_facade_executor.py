@@ -243,6 +243,38 @@ def test_floating_point_exceptions_stop_the_run_where_they_are_enabled(divisor: 
         run(True, divisor)
 
 
+class _GroupNormed(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = torch.nn.GroupNorm(3, 12)
+        torch.nn.init.normal_(self.norm.weight)
+        torch.nn.init.normal_(self.norm.bias)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.norm(x)
+        return y, poptorch.identity_loss(y**3, reduction="mean")
+
+
+def test_strided_groups_of_channels_are_normalised_as_poplibs_documents_them() -> None:
+    """`popnn/GroupNorm.hpp`: the channels of group g are channelInGroupIdx * numGroups + g."""
+    model = _GroupNormed()
+    reference = copy.deepcopy(model)
+    options = _options()
+    options._Popart.set("groupNormStridedChannelGrouping", True)
+    trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
+    x = torch.randn(2, 12, 5)
+    got, _ = trained(x)
+    groups = [x[:, g::3] for g in range(3)]
+    normed = [torch.nn.functional.layer_norm(group, (4, 5)) for group in groups]
+    whitened = torch.stack(normed, 2).reshape(2, 12, 5)  # channel 3 i + g is the i-th of group g
+    expected = whitened * reference.norm.weight[:, None] + reference.norm.bias[:, None]
+    torch.testing.assert_close(got, expected)
+    (expected**3).mean().backward()
+    torch.optim.SGD(reference.parameters(), lr=0.1).step()
+    for name, weight in reference.named_parameters():
+        torch.testing.assert_close(model.state_dict()[name], weight.detach())
+
+
 class _Normed(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

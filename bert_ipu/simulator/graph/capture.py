@@ -96,9 +96,13 @@ class _CaptureMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Capture:
     """Builds the forward of a `Program` from what the user's code calls."""
 
-    def __init__(self, program: Program, modules: Mapping[int, str]) -> None:
+    def __init__(
+        self, program: Program, modules: Mapping[int, str], strided_channel_groups: bool = False
+    ) -> None:
         """`modules` names the user's modules by identity, for messages."""
         self.program = program
+        self.strided_channel_groups = strided_channel_groups
+        """Group normalisation takes its groups of channels with a stride, as PopART can be told to."""
         self.annotations = Annotations()
         self.graphs = [GraphBeingBuilt(program.graph)]
         """The program's graph, and inside a loop or branch the bodies' up to the innermost."""

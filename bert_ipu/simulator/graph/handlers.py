@@ -111,6 +111,29 @@ def _dropout(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> 
     return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
 
 
+def _group_norm(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """With strided groups, group g of n has the channels g, g + n, g + 2n, ... (`popnn/GroupNorm.hpp`)."""
+    if not capture.strided_channel_groups:
+        return capture.record(func, args, kwargs)
+    bound = _bind(func, args, kwargs)
+    groups, size = bound["group"], bound["C"] // bound["group"]
+
+    def transposed(tensor: Any, dim: int, rows: int, columns: int) -> Any:
+        """The channels, a matrix of these sizes, in the order of its transpose."""
+        shape = list(tensor.shape)
+        matrix = [*shape[:dim], rows, columns, *shape[dim + 1 :]]
+        split = capture.record(aten.reshape.default, (tensor, matrix), {})
+        turned = capture.record(aten.transpose.int, (split, dim, dim + 1), {})
+        return capture.record(aten.reshape.default, (turned, shape), {})
+
+    bound["input"] = transposed(bound["input"], 1, size, groups)
+    for name in ("weight", "bias"):
+        if bound[name] is not None:
+            bound[name] = transposed(bound[name], 0, size, groups)
+    out, *statistics = capture.record(func, tuple(bound.values()), {})
+    return transposed(out, 1, groups, size), *statistics
+
+
 def _recurrent(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     bound = _bind(func, args, kwargs)
     if bound["dropout"] and bound["train"]:
@@ -183,6 +206,7 @@ HANDLERS: dict[OpOverload, Handler] = {
     **dict.fromkeys(_RESHAPED_IN_PLACE, _reshape_in_place),
     aten.slice.Tensor: _slice,
     aten.dropout.default: _dropout,
+    aten.native_group_norm.default: _group_norm,
     aten.cross_entropy_loss.default: _cross_entropy,
     **dict.fromkeys((aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default), _product),
     aten.upsample_linear1d.default: _only_nearest,

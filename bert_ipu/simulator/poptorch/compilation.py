@@ -306,6 +306,7 @@ def _request(subject: Subject, captured: _Captured) -> CompileRequest:
         loss_scaling=_automatic_loss_scaling(options) if optimizer is not None else None,
         reduction=_reduction(options),
         groups=_replica_groups(subject),
+        strided_channel_groups=options._Popart.options.get("groupNormStridedChannelGrouping", False),
         anchors=_anchors(options),
         patterns=_patterns(options),
     )

@@ -86,6 +86,7 @@ def _settings(request: CompileRequest) -> Texts:
         "training": str(request.training),
         **{f"reduction.{name}": str(value) for name, value in dataclasses.asdict(request.reduction).items()},
         "loss scaling": str(request.loss_scaling),
+        "strided channel groups": str(request.strided_channel_groups),
         "patterns": str(request.patterns),
         "default dtype": str(torch.get_default_dtype()),
         "autocast": str(torch.is_autocast_enabled("cpu")),
