@@ -55,8 +55,12 @@ class Job:
             self.wait(timeout_s)
 
     def wait(self, timeout_s: float) -> None:
-        """Waits for the end and takes the output."""
-        self.stdout, self.stderr = self.process.communicate(timeout=timeout_s)
+        """Waits for the end and takes the output; a job that takes longer is ended, and the test fails."""
+        try:
+            self.stdout, self.stderr = self.process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.terminate()
+            raise
         self.seconds = time.monotonic() - self.started_at
 
     @property

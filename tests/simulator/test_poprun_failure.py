@@ -98,6 +98,31 @@ def test_all_is_well() -> None:
 
 
 @pytest.mark.mpi
+@pytest.mark.parametrize(("end", "status"), [("sys.exit(3)", 3), ("raise OSError('disk full')", 1)])
+def test_failed_instance_does_not_wait_for_others_in_mpi(end: str, status: int) -> None:
+    program = f"""
+import sys
+from mpi4py import MPI
+if MPI.COMM_WORLD.rank == 1:
+    {end}
+MPI.COMM_WORLD.recv(source=1)
+"""
+    job = Job(["-c", program], 2)
+    check_failed(job, f"ended with status {status}")
+    assert job.status == status and job.seconds < LIMIT_S
+
+
+@pytest.mark.mpi
+def test_sitecustomize_of_the_users_environment_still_runs(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import builtins; builtins.of_the_user = 'here'")
+    program = "import sys, sitecustomize; print(of_the_user, sitecustomize.__file__, *sys.path, sep='\\n')"
+    job = Job(["-c", program], 1, environment={"PYTHONPATH": str(tmp_path)})
+    said = job.stdout.splitlines()
+    assert (job.status, said[:2]) == (0, ["here", str(tmp_path / "sitecustomize.py")]), job.stderr
+    assert not any(place.endswith("startup") for place in said)
+
+
+@pytest.mark.mpi
 def test_program_that_does_not_exist() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bert_ipu.simulator.poprun", "--num-instances=1", "no-such-program"],

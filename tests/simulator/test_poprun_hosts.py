@@ -91,6 +91,24 @@ print(world.rank, socket.gethostname(), *world.allgather(os.environ["POPDIST_LOC
     assert job.running() == []
 
 
+def test_instance_that_is_done_long_before_the_others(hosts: Hosts) -> None:
+    """MPI takes a connection that closes for a failure; the last instance on the second host leaves early."""
+    program = """
+import time
+from mpi4py import MPI
+world = MPI.COMM_WORLD
+world.allgather(world.rank)
+for turn in range(60 if world.rank != 3 else 0):
+    if world.rank < 3:
+        world.sendrecv(turn, dest=(world.rank + 1) % 3, source=(world.rank - 1) % 3)
+    time.sleep(0.1)
+print("done", flush=True)
+"""
+    job = Job(["-c", program], 4, hosts.options(), prefix=hosts.first())
+    assert (job.status, job.stdout.split()) == (0, ["done"] * 4), job.stderr
+    assert job.running() == []
+
+
 def test_host_that_cannot_be_reached(hosts: Hosts) -> None:
     stranger = hosts.addresses[0].rpartition(".")[0] + ".9"
     job = Job(["-c", "pass"], 2, hosts.options([hosts.addresses[0], stranger]), prefix=hosts.first())

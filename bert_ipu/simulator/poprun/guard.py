@@ -21,6 +21,7 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bert_ipu.simulator.poprun.plan import numa_cores, share_of_cores
@@ -228,8 +229,11 @@ def program_environment(order: dict[str, Any], local_instance: int) -> dict[str,
     environment[MARK] = os.environ[MARK] + "-program"
     on_host = int(os.environ["OMPI_COMM_WORLD_LOCAL_SIZE"])
     environment.setdefault("OMP_NUM_THREADS", str(share_of_cores(on_host)))
-    # A process that raises must not wait in MPI_Finalize for the others; and a hung one says where it is.
+    # A process that raises must not wait in MPI_Finalize for the others; one that ends well leaves in order.
     environment.setdefault("MPI4PY_RC_FINALIZE", "0")
+    paths = [str(Path(__file__).parent / "startup"), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # A hung process says where it is.
     environment.setdefault("PYTHONFAULTHANDLER", "1")
     environment.setdefault("PYTHONUNBUFFERED", "1")
     if on_host > len(os.sched_getaffinity(0)):

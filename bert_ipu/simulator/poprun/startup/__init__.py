@@ -1,0 +1,1 @@
+"""A folder for the program's PYTHONPATH; see `sitecustomize.py`."""
