@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from ..compiler import Anchor, CompileRequest, Patterns, compile_program
 from ..errors import poptorch_error
@@ -43,9 +42,10 @@ from .enums import (
 from .executable_caching import Watching, cache_folder, cached_program
 from .executable_key import FITTING, fitting_key
 from .options import Options
-from .recording import is_recording, place
+from .recording import place
 from .session import Session
 from .structure import flattenTensorStructure, reconstructTensorStructure
+from .torch_behaviour import IpuByDefault, torch_without_values
 
 _MODES = {
     OutputMode.All: "all",
@@ -157,12 +157,21 @@ def _program(subject: Subject) -> CapturedProgram:
 
     def compile_(watching: Watching = nullcontext) -> CapturedProgram:
         captured.watching = watching
-        with _tracing(subject.options):
+        with torch_without_values(), _tracing(subject.options):
             program = compile_program(request)
         return CapturedProgram(program, captured.outputs_structure)
 
     folder = cache_folder(subject.options)
     return compile_() if folder is None else cached_program(folder, subject, request, compile_)
+
+
+@contextmanager
+def _tracing(options: Options) -> Iterator[None]:
+    options._execution_strategy.onStartTracing()
+    try:
+        yield
+    finally:
+        options._execution_strategy.onEndTracing()
 
 
 def _no_progress(done: int, total: int) -> None:
@@ -181,7 +190,7 @@ class _Captured:
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         args, kwargs = reconstructTensorStructure((self._inputs.args, self._inputs.kwargs), tensors)
-        with _IpuByDefault():
+        with IpuByDefault():
             with self.watching():
                 returned = self._model(*args, **kwargs)
             result = _recognised(returned)
@@ -220,75 +229,6 @@ def _narrowed(tensor: torch.Tensor) -> torch.Tensor:
     """The IPU has no 64-bit types: results come back as it has them."""
     narrower = {torch.int64: torch.int32, torch.float64: torch.float32}
     return tensor.to(narrower[tensor.dtype]) if tensor.dtype in narrower else tensor
-
-
-_FACTORIES = frozenset(
-    getattr(torch, name)
-    for name in [
-        "arange",
-        "empty",
-        "full",
-        "full_like",
-        "linspace",
-        "logspace",
-        "ones",
-        "rand",
-        "randint",
-        "randn",
-        "randperm",
-        "range",
-        "tensor",
-        "zeros",
-        "zeros_like",
-        "normal",
-    ]
-)
-
-
-class _IpuByDefault(TorchFunctionMode):
-    """Inside a forward, torch's factories make IPU tensors unless told otherwise."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if (
-            is_recording()
-            and func in _FACTORIES
-            and "device" not in kwargs
-            and not _follows_a_tensor(func, args, kwargs)
-        ):
-            logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
-            kwargs = {**kwargs, "device": "ipu"}
-        if func in (torch.Tensor.new, torch.Tensor.new_tensor) and is_on_ipu(args[0]):
-            return _made_like(func, *args, **kwargs)
-        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
-            # torch fills the tensor through the device's own code, which it has not got for an IPU.
-            return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
-        return func(*args, **kwargs)
-
-
-def _made_like(func: Any, like: torch.Tensor, *values: Any, **kwargs: Any) -> torch.Tensor:
-    """`like.new(sizes or data)` and `like.new_tensor(data)`, which ask no dispatcher where to make theirs."""
-    sizes = values[0] if values and isinstance(values[0], torch.Size) else values
-    if func is torch.Tensor.new and all(isinstance(size, int) for size in sizes):
-        return like.new_empty(sizes)
-    return torch.tensor(values[0], dtype=kwargs.get("dtype", like.dtype)).to("ipu")
-
-
-def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
-    return func is not torch.tensor and any(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values()))
-
-
-@contextmanager
-def _tracing(options: Options) -> Iterator[None]:
-    validates = torch.distributions.Distribution._validate_args
-    # Distributions look at their arguments' values, which are not known yet; PopTorch does the same.
-    torch.distributions.Distribution.set_default_validate_args(False)
-    options._execution_strategy.onStartTracing()
-    try:
-        yield
-    finally:
-        options._execution_strategy.onEndTracing()
-        torch.distributions.Distribution.set_default_validate_args(validates)
 
 
 def _request(subject: Subject, captured: _Captured) -> CompileRequest:

@@ -257,7 +257,7 @@ def custom_op(
     example_outputs: Iterable[Tensor],
     attributes: dict[str, Any] | None = None,
 ) -> list[Tensor]:
-    """Call an operator that a loaded library registers; the outputs look like the examples.
+    """Call an operator that a loaded library registers, or one of PopTorch's own; outputs look like the examples.
 
     Outside a captured forward the outputs are zeros, as the operator exists on the IPU only.
     Raises ValueError for attributes that are not floats, ints, ASCII strings, or lists of one of them.
@@ -266,6 +266,8 @@ def custom_op(
     _check_attributes(attributes or {})
     if not is_recording():
         return [torch.zeros_like(example) for example in examples]
+    if (domain, name) == ("poptorch.custom_ops", "FastGatherLastDim"):
+        return [_fast_gather_last_dim(*inputs)]
     outputs = emit(
         ipu.custom_op,
         *inputs,
@@ -277,6 +279,20 @@ def custom_op(
         host_dtypes=tuple(example.dtype for example in examples),
     )
     return list(outputs)
+
+
+def _fast_gather_last_dim(data: Tensor, index: Tensor) -> Tensor:
+    """The custom operator inside PopTorch's library: `gather` along the last dimension of tensors that fit."""
+    if not data.dtype.is_floating_point or device_dtype(index.dtype) not in (torch.int32, torch.int16):
+        raise poptorch_error(
+            f"FastGatherLastDim takes float data and an int32 index, not {data.dtype} and {index.dtype}."
+        )
+    if data.dim() != index.dim() or data.shape[:-1] != index.shape[:-1]:
+        raise poptorch_error(
+            "FastGatherLastDim: the index must have the dimensions of the data except for the last, but the data "
+            f"has {list(data.shape)} and the index {list(index.shape)}."
+        )
+    return torch.gather(data, -1, index.long())
 
 
 def _check_attributes(attributes: dict[str, Any]) -> None:
