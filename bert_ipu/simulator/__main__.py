@@ -1,17 +1,19 @@
-"""`python -m bert_ipu.simulator SCRIPT ARGS`: run a PopTorch program on the simulator."""
+"""`python -m bert_ipu.simulator SCRIPT ARGS`, or `bert-ipu-simulator`: run a PopTorch program on the simulator."""
 
 from __future__ import annotations
 
 import os
 import runpy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from .installation import install
 
-_USAGE = (
-    "usage: python -m bert_ipu.simulator SCRIPT [ARGS]\n       python -m bert_ipu.simulator -m MODULE [ARGS]"
-)
+_USAGE = """usage: bert-ipu-simulator SCRIPT [ARGS]
+       bert-ipu-simulator -m MODULE [ARGS]
+
+`python -m bert_ipu.simulator` is the same, where the current folder has no bert_ipu.py of its own."""
 
 
 def _reach_child_processes() -> None:
@@ -23,8 +25,9 @@ def _reach_child_processes() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([*known, importable, project])
 
 
-def main(argv: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script, or the module after -m, with its own arguments; it sees itself as `__main__`."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     if not argv or argv[0] in ("-h", "--help") or argv == ["-m"]:
         print(_USAGE, file=sys.stderr if not argv or argv == ["-m"] else sys.stdout)
         return 2 if not argv or argv == ["-m"] else 0
@@ -48,4 +51,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
@@ -41,3 +42,19 @@ def test_a_missing_script_is_one_message_and_status_2(tmp_path: Path) -> None:
     done = _run("nowhere.py", folder=tmp_path)
     assert done.returncode == 2
     assert "nowhere.py does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_installed_command_runs_beside_a_module_of_the_packages_name(tmp_path: Path) -> None:
+    declared = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]["scripts"]
+    module, function = declared["bert-ipu-simulator"].split(":")
+    command, folder = tmp_path / "bin" / "bert-ipu-simulator", tmp_path / "examples"
+    command.parent.mkdir()
+    command.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")  # as pip's
+    folder.mkdir()
+    (folder / "program.py").write_text(PROGRAM)
+    (folder / "bert_ipu.py").write_text("raise SystemExit('this is another bert_ipu')\n")
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+    run = [sys.executable, str(command), "program.py", "--flag", "value"]
+    done = subprocess.run(run, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "shape (3, 2)" in done.stdout and "child 1" in done.stdout

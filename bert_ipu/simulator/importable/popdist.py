@@ -1,5 +1,3 @@
 """Stands for `popdist` in child processes of `python -m bert_ipu.simulator`: registers the simulator's."""
 
-from bert_ipu.simulator import install
-
-install()
+import poptorch  # noqa: F401  (the one beside this file, which registers all)
