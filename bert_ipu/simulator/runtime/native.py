@@ -46,7 +46,7 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     "half_products": (POINTER,),
     "half_matmul": (POINTER,),
     "round_half": (POINTER, POINTER, INT),
-    "round_half_stochastic": (POINTER, POINTER, INT, INT, *DRAW),
+    "round_half_stochastic": (POINTER, INT, INT, *DRAW),
 }
 
 

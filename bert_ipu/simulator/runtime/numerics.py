@@ -113,13 +113,7 @@ def round_half_stochastic(x: Tensor, draws: Draws, op: int) -> Tensor:
     x = x.contiguous()
     if draws.kernels is not None and x.device.type == "cpu":
         draws.kernels.round_half_stochastic(
-            x.data_ptr(),
-            x.data_ptr(),
-            draws.streams,
-            elements,
-            draws.key_pointer,
-            op | ROUNDING,
-            draws.places_pointer,
+            x.data_ptr(), draws.streams, elements, draws.key_pointer, op | ROUNDING, draws.places_pointer
         )
         return x
     return _round_half_stochastic_in_torch(x, draws, op)

@@ -74,12 +74,13 @@ inline void philox_group(const Draw &draw, uint64_t group,
     key0 += 0x9E3779B9u;
     key1 += 0xBB67AE85u;
   }
-  typedef uint32_t Half __attribute__((vector_size(32)));
+  typedef uint32_t Narrow __attribute__((vector_size(64)));
+  const Narrow lower = {0,  2,  4,  6,  8,  10, 12, 14,
+                        16, 18, 20, 22, 24, 26, 28, 30};
   for (int word = 0; word < 4; ++word) {
-    const Half first = __builtin_convertvector(a[word], Half),
-               second = __builtin_convertvector(b[word], Half);
-    std::memcpy(words + word * kLanes, &first, sizeof first);
-    std::memcpy(words + word * kLanes + 8, &second, sizeof second);
+    const Narrow both =
+        __builtin_shuffle(Narrow(a[word]), Narrow(b[word]), lower);
+    std::memcpy(words + word * kLanes, &both, sizeof both);
   }
 }
 
