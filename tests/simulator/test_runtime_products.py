@@ -29,8 +29,12 @@ def error(found: Tensor, a: Tensor, b: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-SHAPES = [(12, 64, 64), (1, 1, 1), (13, 70, 65), (300, 1100, 130), (4100, 33, 70), (40, 50, 4200)]
-"""Rows, depth, columns: whole tiles, parts of them, and more than one block of each."""
+SHAPES = [
+    (12, 64, 64), (1, 1, 1), (13, 70, 65), (300, 1100, 130), (40, 1100, 300), (4100, 33, 70), (40, 50, 4200),
+    (1000, 1100, 2000),
+]  # fmt: skip
+"""Rows, depth, columns: whole tiles, parts of them, and more than one block of each; the right matrix packed whole,
+the left one, neither."""
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -42,6 +46,12 @@ def test_a_product_is_as_exact_as_stated(kernels: Kernels, shape: tuple[int, int
     out = products.multiply_into(torch.full((rows, columns), torch.nan), a, b, kernels)
     assert error(out, a, b) < BOUND
     assert error(out, a, b) < 0.7 * error((a.bfloat16() @ b.bfloat16()), a, b) or rows * columns < 100
+
+
+def test_more_than_one_block_of_rows_and_of_columns(kernels: Kernels) -> None:
+    a, b = torch.randn(4100, 300), torch.randn(300, 7100)
+    found, exact = products.multiply_into(a.new_empty(4100, 7100), a, b, kernels), a @ b
+    assert float((found - exact).norm() / exact.norm()) < BOUND
 
 
 def test_bias_and_sums_of_rows(kernels: Kernels) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from bert_ipu.simulator.runtime.native import Kernels
 
-SMALL = 100
-"""Matrices with a side shorter than this are left to torch: packing them costs more than it saves."""
+SMALL, SHALLOW = 100, 64
+"""Products of fewer rows or columns, or of less depth, are left to torch: packing costs more than it saves."""
+MUCH = 1 << 20
+"""Elements that are better not read twice."""
 SMALL_WORK = 1 << 18
 """Multiplications below which the call costs more than it saves."""
 
@@ -65,7 +67,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> 
 
 def product_and_row_sums(a: Tensor, b: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
     """a [M, K] times b [K, N], and the sums [M] of a's rows: a weight's gradient and its bias's."""
-    if not _is_worth_it(a, b):
+    # Where the sums would be a pass over much memory, few columns are enough.
+    if not _is_worth_it(a, b, SHALLOW if a.numel() >= MUCH else SMALL):
         return torch.mm(a, b), a.sum(1)
     out, sums = a.new_empty(a.shape[0], b.shape[1]), a.new_empty(a.shape[0])
     return multiply_into(out, a, b, kernels, row_sums=sums), sums
@@ -102,11 +105,12 @@ def _pair(values: Sequence[int], missing: int) -> tuple[int, ...]:
     return (missing,) * (2 - len(values)) + tuple(values)
 
 
-def _is_worth_it(a: Tensor, b: Tensor) -> bool:
+def _is_worth_it(a: Tensor, b: Tensor, columns_from: int = SMALL) -> bool:
     if a.dim() != b.dim() or not 2 <= a.dim() <= 4 or a.shape[:-2] != b.shape[:-2]:
         return False
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
     if a.dtype != torch.float32 or b.dtype != torch.float32 or rows * depth * columns < SMALL_WORK:
         return False
-    # Of batches of strided matrices torch makes copies first.
-    return min(rows, depth, columns) >= (SMALL if a.dim() == 2 else SMALL // 2)
+    if a.dim() > 2:  # of batches of strided matrices torch makes copies first
+        return min(rows, depth, columns) >= SMALL // 2
+    return rows >= SMALL and columns >= columns_from and depth >= SHALLOW

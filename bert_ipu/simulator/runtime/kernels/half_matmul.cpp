@@ -11,13 +11,14 @@
 // Matrix Multiplication" (2008): panels of kRows rows of the left matrix and
 // kColumns columns of the right one are packed, and one tile of the result
 // stays in registers.
+#include <omp.h>
+
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
 
-#include "formats.hpp"
-#include "transpose.hpp"
+#include "half_packing.hpp"
 
 namespace bert_ipu {
 
@@ -35,197 +36,13 @@ struct HalfProduct {
 #ifdef __AVX512FP16__
 namespace {
 
-constexpr int64_t kRows = 12, kColumns = 64, kChunk = 64, kLanes = 16;
-constexpr int64_t kPanels = 8;         // panels of rows that stay in L2
-constexpr int64_t kDepthBlock = 1024;  // of one packed block
-constexpr int64_t kRowBlock = 4080;    // a multiple of kRows
-constexpr int64_t kColumnBlock = 4096; // a multiple of kColumns
-constexpr int64_t kStrip = 8;          // groups of lanes packed side by side
-constexpr int64_t kStripRows = kStrip * kRows, kStripColumns = kStrip * kLanes;
+constexpr int64_t kPanels = 8;          // panels of rows that stay in L2
+constexpr int64_t kDepthBlock = 1024;   // of one packed block
+constexpr int64_t kRowBlock = 4080;     // a multiple of kRows
+constexpr int64_t kColumnBlock = 4096;  // a multiple of kColumns
+constexpr int64_t kKeptBytes = 4 << 20; // of a matrix that is packed whole
 constexpr int64_t kAhead = 8; // steps that packed values are fetched early
 constexpr int64_t kParallelFrom = 1 << 20;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-__mmask16 first_lanes(int64_t count) {
-  return __mmask16(count >= kLanes ? 0xFFFF : (1 << count) - 1);
-}
-
-// Powers of two that bring largest magnitudes to [8, 16), so that kChunk
-// products cannot overflow, and their inverses. Infinities are left alone.
-struct Scales {
-  explicit Scales(__m512 largest) {
-    const __m512i exponent =
-        _mm512_srli_epi32(_mm512_castps_si512(largest), 23);
-    const __m512i usual = _mm512_max_epi32(exponent, _mm512_set1_epi32(4));
-    const __m512i chosen = _mm512_mask_mov_epi32(
-        usual, _mm512_cmpeq_epi32_mask(exponent, _mm512_set1_epi32(255)),
-        _mm512_set1_epi32(130));
-    factor = _mm512_castsi512_ps(_mm512_slli_epi32(
-        _mm512_sub_epi32(_mm512_set1_epi32(257), chosen), 23));
-    inverse = _mm512_castsi512_ps(
-        _mm512_slli_epi32(_mm512_sub_epi32(chosen, _mm512_set1_epi32(3)), 23));
-  }
-  __m512 factor, inverse;
-};
-
-__m256i to_half(__m512 x) { return _mm256_castph_si256(_mm512_cvtxps_ph(x)); }
-
-// Each fp16 value twice in 32 bits: what a broadcast takes from memory.
-__m512i to_half_twice(__m512 x) {
-  const __m512i wide = _mm512_cvtepu16_epi32(to_half(x));
-  return _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
-}
-
-// Where element (i, k) of a matrix is; a panel runs along i.
-struct Source {
-  const float *at;
-  int64_t along, across; // strides of i and k
-  const float *element(int64_t i, int64_t k) const {
-    return at + i * along + k * across;
-  }
-};
-
-// Up to 16 neighbouring i at one k, zeros beyond `count`.
-__m512 load_lanes(const Source &s, int64_t i, int64_t k, int64_t count) {
-  if (s.along == 1)
-    return _mm512_maskz_loadu_ps(first_lanes(count), s.element(i, k));
-  alignas(64) float lanes[kLanes] = {};
-  for (int64_t l = 0; l < std::min(count, kLanes); ++l)
-    lanes[l] = *s.element(i + l, k);
-  return _mm512_load_ps(lanes);
-}
-
-// Largest magnitudes of `count` rows of adjacent k.
-__m512 largest_of_rows(const Source &s, int64_t i, int64_t depth,
-                       int64_t count) {
-  alignas(64) float most[kLanes] = {};
-  for (int64_t l = 0; l < std::min(count, kLanes); ++l) {
-    __m512 row = _mm512_setzero_ps();
-    for (int64_t k = 0; k < depth; k += kLanes)
-      row =
-          _mm512_max_ps(row, _mm512_abs_ps(_mm512_maskz_loadu_ps(
-                                 first_lanes(depth - k), s.element(i + l, k))));
-    most[l] = _mm512_reduce_max_ps(row);
-  }
-  return _mm512_load_ps(most);
-}
-
-// Packs up to 16 i whose k are adjacent: `store(k, 16 scaled values)`, 16 k at
-// a time. Returns the inverse factors.
-template <typename Store>
-__m512 pack_rows_of(const Source &s, int64_t i, int64_t count, int64_t depth,
-                    const Store &store) {
-  const Scales scales(largest_of_rows(s, i, depth, count));
-  alignas(64) float factors[kLanes];
-  _mm512_store_ps(factors, scales.factor);
-  for (int64_t k = 0; k < depth; k += kLanes) {
-    __m512i rows[kLanes];
-    const __mmask16 valid = first_lanes(depth - k);
-#pragma GCC unroll 16
-    for (int64_t l = 0; l < kLanes; ++l)
-      rows[l] = l < count
-                    ? _mm512_castps_si512(_mm512_mul_ps(
-                          _mm512_set1_ps(factors[l]),
-                          _mm512_maskz_loadu_ps(valid, s.element(i + l, k))))
-                    : _mm512_setzero_si512();
-    transpose_16x16(rows);
-    for (int64_t l = 0; l < std::min(depth - k, kLanes); ++l)
-      store(k + l, _mm512_castsi512_ps(rows[l]));
-  }
-  return scales.inverse;
-}
-
-// Packs `groups` groups of `step` neighbouring i, all of them at one k after
-// the other, as memory has them: `store(group, k, 16 scaled values)`.
-template <typename Store>
-void pack_strip(const Source &s, int64_t first, int64_t end, int64_t step,
-                int64_t groups, int64_t depth, float *inverses, float *sums,
-                const Store &store) {
-  __m512 largest[kStrip], totals[kStrip], factors[kStrip];
-  int64_t counts[kStrip];
-  for (int64_t g = 0; g < groups; ++g) {
-    counts[g] = std::clamp<int64_t>(end - first - g * step, 0, step);
-    largest[g] = totals[g] = _mm512_setzero_ps();
-  }
-  for (int64_t k = 0; k < depth; ++k)
-    for (int64_t g = 0; g < groups; ++g) {
-      const __m512 x = load_lanes(s, first + g * step, k, counts[g]);
-      largest[g] = _mm512_max_ps(largest[g], _mm512_abs_ps(x));
-      totals[g] = _mm512_add_ps(totals[g], x);
-    }
-  for (int64_t g = 0; g < groups; ++g) {
-    const Scales scales(largest[g]);
-    factors[g] = scales.factor;
-    _mm512_mask_storeu_ps(inverses + g * step, first_lanes(step),
-                          scales.inverse);
-    if (sums != nullptr) {
-      const __mmask16 valid = first_lanes(counts[g]);
-      float *target = sums + first + g * step;
-      _mm512_mask_storeu_ps(
-          target, valid,
-          _mm512_add_ps(totals[g], _mm512_maskz_loadu_ps(valid, target)));
-    }
-  }
-  for (int64_t k = 0; k < depth; ++k)
-    for (int64_t g = 0; g < groups; ++g)
-      store(g, k,
-            _mm512_mul_ps(load_lanes(s, first + g * step, k, counts[g]),
-                          factors[g]));
-}
-
-// Panels of [depth][kRows] fp16 values, each twice, for up to kStrip panels
-// from row `first`.
-void pack_rows(const Source &s, int64_t first, int64_t rows, int64_t depth,
-               uint32_t *panels, float *inverses, float *sums) {
-  const int64_t groups = std::min(kStrip, ceil_div(rows - first, kRows)),
-                size = depth * kRows;
-  const __mmask16 lanes = first_lanes(kRows);
-  if (s.along == 1 || s.across != 1 || sums != nullptr) {
-    pack_strip(s, first, rows, kRows, groups, depth, inverses, sums,
-               [=](int64_t g, int64_t k, __m512 x) {
-                 _mm512_mask_storeu_epi32(panels + g * size + k * kRows, lanes,
-                                          to_half_twice(x));
-               });
-    return;
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t i = first + g * kRows;
-    const __m512 inverse = pack_rows_of(
-        s, i, std::min(rows - i, kRows), depth, [=](int64_t k, __m512 x) {
-          _mm512_mask_storeu_epi32(panels + g * size + k * kRows, lanes,
-                                   to_half_twice(x));
-        });
-    _mm512_mask_storeu_ps(inverses + g * kRows, lanes, inverse);
-  }
-}
-
-// Panels of [depth][kColumns] fp16 values, for kStrip / 4 panels from column
-// `first`.
-void pack_columns(const Source &s, int64_t first, int64_t columns,
-                  int64_t depth, uint16_t *panels, float *inverses) {
-  constexpr int64_t kGroups = kColumns / kLanes;
-  const int64_t groups =
-      std::min(kStrip, ceil_div(columns - first, kColumns) * kGroups);
-  const auto store = [=](int64_t g, int64_t k, __m512 x) {
-    uint16_t *panel = panels + g / kGroups * depth * kColumns;
-    _mm256_storeu_si256(reinterpret_cast<__m256i *>(panel + k * kColumns +
-                                                    g % kGroups * kLanes),
-                        to_half(x));
-  };
-  if (s.along == 1 || s.across != 1) {
-    pack_strip(s, first, columns, kLanes, groups, depth, inverses, nullptr,
-               store);
-    return;
-  }
-  for (int64_t g = 0; g < groups; ++g) {
-    const int64_t i = first + g * kLanes;
-    const __m512 inverse =
-        pack_rows_of(s, i, std::clamp<int64_t>(columns - i, 0, kLanes), depth,
-                     [&](int64_t k, __m512 x) { store(g, k, x); });
-    _mm512_storeu_ps(inverses + g * kLanes, inverse);
-  }
-}
 
 // tile += the products of up to kChunk k, summed in fp16.
 void multiply_chunk(const uint32_t *a, const uint16_t *b, int64_t depth,
@@ -311,14 +128,24 @@ void multiply_tile(const Block &block, int64_t row, int64_t column) {
   write_tile(block, tile, row, column);
 }
 
+void multiply_block(const Block &block) {
+  for (int64_t j = 0; j < block.columns; j += kColumns)
+    for (int64_t i = 0; i < block.rows; i += kRows)
+      multiply_tile(block, i, j);
+}
+
 // Packed panels, kept between calls by the thread that calls.
 class Workspace {
 public:
-  void reserve(int64_t rows, int64_t columns, int64_t depth) {
-    grow(a_, a_size_, ceil_div(rows, kRows) * kRows * depth);
-    grow(b_, b_size_, ceil_div(columns, kColumns) * kColumns * depth);
-    grow(a_inverses, a_inverses_size_, rows + kLanes);
-    grow(b_inverses, b_inverses_size_, columns + kColumns);
+  // For rows and columns of `blocks` blocks that together are `depth` deep.
+  void reserve(int64_t rows, int64_t columns, int64_t depth,
+               int64_t blocks = 1) {
+    const int64_t height = ceil_div(rows, kRows) * kRows,
+                  width = ceil_div(columns, kColumns) * kColumns;
+    grow(a_, a_size_, height * depth);
+    grow(b_, b_size_, width * depth);
+    grow(a_inverses, a_inverses_size_, height * blocks + kLanes);
+    grow(b_inverses, b_inverses_size_, width * blocks);
   }
   uint32_t *a() { return a_.get(); }
   uint16_t *b() { return b_.get(); }
@@ -403,6 +230,108 @@ void multiply_together(const HalfProduct &p) {
     multiply_depth(p, start, std::min(kDepthBlock, p.depth - start), space);
 }
 
+// What one thread does of some panels, side by side.
+struct Share {
+  explicit Share(int64_t panels)
+      : first(panels * omp_get_thread_num() / omp_get_num_threads()),
+        end(panels * (omp_get_thread_num() + 1) / omp_get_num_threads()) {}
+  int64_t first, end;
+};
+
+// The operands from column `start` of the left one, and row `start` of the
+// right one, on.
+Source left_of(const HalfProduct &p, int64_t start) {
+  return {p.a + start * p.a_column, p.a_row, p.a_column};
+}
+Source right_of(const HalfProduct &p, int64_t start) {
+  return {p.b + start * p.b_row, p.b_column, p.b_row};
+}
+
+// All of the right matrix is packed, by all threads; then each takes strips of
+// its own rows, which are multiplied as soon as they are packed.
+void multiply_by_rows(const HalfProduct &p, Workspace &kept) {
+  const int64_t width = ceil_div(p.columns, kColumns) * kColumns;
+#pragma omp for schedule(static) collapse(2)
+  for (int64_t start = 0; start < p.depth; start += kDepthBlock)
+    for (int64_t j = 0; j < p.columns; j += kStripColumns) {
+      const int64_t depth = std::min(kDepthBlock, p.depth - start);
+      pack_columns(right_of(p, start), j, p.columns, depth,
+                   kept.b() + start * width + j * depth,
+                   kept.b_inverses.get() + start / kDepthBlock * width + j);
+    }
+  Workspace &own = workspace();
+  own.reserve(kStripRows, 0, std::min(p.depth, kDepthBlock));
+  const Share mine(ceil_div(p.rows, kRows));
+  const int64_t end = std::min(p.rows, mine.end * kRows);
+  for (int64_t row = mine.first * kRows; row < end; row += kStripRows)
+    for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
+      const int64_t depth = std::min(kDepthBlock, p.depth - start);
+      pack_rows(left_of(p, start), row, end, depth, own.a(),
+                own.a_inverses.get(), p.row_sums);
+      multiply_block({own.a(), kept.b() + start * width, own.a_inverses.get(),
+                      kept.b_inverses.get() + start / kDepthBlock * width,
+                      p.bias, p.c + row * p.c_row,
+                      std::min(kStripRows, end - row), p.columns, depth,
+                      p.c_row, start > 0});
+    }
+}
+
+// The same with all of the left matrix packed, and strips of columns.
+void multiply_by_columns(const HalfProduct &p, Workspace &kept) {
+  const int64_t height = ceil_div(p.rows, kRows) * kRows;
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < p.rows; i += kRows)
+    for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
+      const int64_t depth = std::min(kDepthBlock, p.depth - start);
+      pack_rows(left_of(p, start), i, std::min(p.rows, i + kRows), depth,
+                kept.a() + start * height + i * depth,
+                kept.a_inverses.get() + start / kDepthBlock * height + i,
+                p.row_sums);
+    }
+  Workspace &own = workspace();
+  own.reserve(0, kStripColumns, std::min(p.depth, kDepthBlock));
+  const Share mine(ceil_div(p.columns, kColumns));
+  const int64_t end = std::min(p.columns, mine.end * kColumns);
+  for (int64_t column = mine.first * kColumns; column < end;
+       column += kStripColumns)
+    for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
+      const int64_t depth = std::min(kDepthBlock, p.depth - start);
+      pack_columns(right_of(p, start), column, end, depth, own.b(),
+                   own.b_inverses.get());
+      multiply_block({kept.a() + start * height, own.b(),
+                      kept.a_inverses.get() + start / kDepthBlock * height,
+                      own.b_inverses.get(), p.bias ? p.bias + column : nullptr,
+                      p.c + column, p.rows,
+                      std::min(kStripColumns, end - column), depth, p.c_row,
+                      start > 0});
+    }
+}
+
+// One of the matrices is so small that its packed panels stay in the cache.
+void multiply_thin(const HalfProduct &p, bool by_rows) {
+  Workspace &space = workspace();
+  const int64_t blocks = ceil_div(p.depth, kDepthBlock);
+  space.reserve(by_rows ? 0 : p.rows, by_rows ? p.columns : 0, p.depth, blocks);
+  if (p.row_sums)
+    std::fill(p.row_sums, p.row_sums + p.rows, 0.0f);
+#pragma omp parallel if (p.rows * p.columns * p.depth >= kParallelFrom)
+  {
+    if (by_rows)
+      multiply_by_rows(p, space);
+    else
+      multiply_by_columns(p, space);
+  }
+}
+
+void multiply(const HalfProduct &p) {
+  const int64_t left = p.rows * p.depth * int64_t(sizeof(uint32_t)),
+                right = p.columns * p.depth * int64_t(sizeof(uint16_t));
+  if (std::min(left, right) <= kKeptBytes)
+    multiply_thin(p, right <= left);
+  else
+    multiply_together(p);
+}
+
 // One batch by one thread.
 void multiply_alone(const HalfProduct &p) {
   Workspace &space = workspace();
@@ -428,9 +357,7 @@ void multiply_alone(const HalfProduct &p) {
                       depth,
                       p.c_row,
                       start > 0};
-    for (int64_t j = 0; j < p.columns; j += kColumns)
-      for (int64_t i = 0; i < p.rows; i += kRows)
-        multiply_tile(block, i, j);
+    multiply_block(block);
   }
 }
 
@@ -465,7 +392,7 @@ void bert_ipu_half_matmul(const HalfProduct *product) {
   const HalfProduct &p = *product;
   const int64_t batches = p.batches[0] * p.batches[1];
   if (batches == 1) {
-    multiply_together(p);
+    multiply(p);
     return;
   }
 #pragma omp parallel for schedule(                                             \
