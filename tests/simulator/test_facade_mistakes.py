@@ -135,6 +135,37 @@ def test_an_optimizer_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "change", "said"),
+    [  # torch's own are constant where they have their default; PopTorch's where the constructor was not told.
+        (
+            torch.optim.AdamW,
+            {"betas": (0.5, 0.9)},
+            "Values are constant but do not match: beta1 of group 0 was 0.9",
+        ),
+        (torch.optim.SGD, {"weight_decay": 0.1}, "Can not replace a constant value with a variable value"),
+        (poptorch.optim.Adam, {"eps": 1e-5}, "Values are constant but do not match: eps of group 0"),
+        (poptorch.optim.LAMB, {"lr": 0.5}, None),
+        (lambda p, lr: poptorch.optim.Adam(p, lr=lr, eps=1e-8), {"eps": 1e-5}, None),
+    ],
+)
+def test_a_constant_attribute_cannot_change_after_compilation(
+    make: Any, change: Any, said: str | None
+) -> None:
+    """PopTorch's user guide, "Constant attributes"; the errors are those of PopART's `OptimizerValue`."""
+    model = Chain(0)
+    optimizer = make(model.parameters(), lr=0.1)
+    trained = poptorch.trainingModel(model, _options(), optimizer)
+    trained(X, X)
+    optimizer.param_groups[0].update(change)
+    if said is None:
+        trained.setOptimizer(optimizer)
+    else:
+        with pytest.raises(poptorch.Error, match=said):
+            trained.setOptimizer(optimizer)
+    trained(X, X)
+
+
+@pytest.mark.parametrize(
     ("change", "error", "said"),
     [
         (lambda o: o.deviceIteration(3), AttributeError, "Did you mean deviceIterations"),

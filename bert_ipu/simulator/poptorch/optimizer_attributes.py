@@ -275,6 +275,45 @@ def check_replacement(compiled: dict[str, Any], given: dict[str, Any]) -> None:
             f"The model is compiled for an optimizer with {counts[0]} parameter groups, the new one has "
             f"{counts[1]}. Call destroy() on the model before setOptimizer()."
         )
+    for name in _COMPILED_IN:
+        _check_constant(name, compiled.get(name), given.get(name))
+    places = {"the defaults": (compiled["defaults"], given["defaults"])} | {
+        f"group {index}": pair for index, pair in enumerate(zip(compiled["groups"], given["groups"]))
+    }
+    for place, (before, after) in places.items():
+        for name in before:
+            if not (name == "velocityScaling" and kinds[0] == "SGD2"):  # PopTorch ties it to the loss scaling
+                _check_attribute(f"{name} of {place}", before[name], after[name])
+
+
+_COMPILED_IN = ("maxGradNorm", "useTfVariant")
+"""Attributes of a whole optimizer that PopART compares; it ignores new accumulation types."""
+
+
+def _check_attribute(name: str, before: tuple[Any, bool], after: tuple[Any, bool]) -> None:
+    (old, was_constant), (new, is_constant) = before, after
+    if was_constant != is_constant:
+        kinds = {True: "constant", False: "variable"}
+        raise poptorch_error(
+            f"Can not replace a {kinds[was_constant]} value with a {kinds[is_constant]} value: {name} was {old} when "
+            f"the model was compiled, and is {new} now. {_STAY_VARIABLE}"
+        )
+    if was_constant:
+        _check_constant(name, old, new)
+
+
+def _check_constant(name: str, old: Any, new: Any) -> None:
+    if old != new:
+        raise poptorch_error(
+            f"Values are constant but do not match: {name} was {old} when the model was compiled, and is {new} now. "
+            f"{_STAY_VARIABLE}"
+        )
+
+
+_STAY_VARIABLE = (
+    "Attributes that are to change must be variable from the start: pass them to the constructor of an optimizer "
+    "of poptorch.optim, or call its variable_attrs.markAsVariable(). Or call destroy() on the model and compile again."
+)
 
 
 def lines(description: dict[str, Any]) -> list[str]:
