@@ -14,7 +14,9 @@ from bert_ipu.simulator.graph import capture, ops
 from bert_ipu.simulator.graph.ir import Reduction
 from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
 from bert_ipu.simulator.params import SimulatorParams
+from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.engine import Executable
+from bert_ipu.simulator.runtime.numerics import choose_numerics
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
 
 B, S, H = 3, 4, 6
@@ -114,6 +116,48 @@ def _gradients(model: Model) -> dict[str, Tensor | None]:
     for rows in inputs().split(B):
         (model(rows).square().mean() / COUNT).backward()
     return {key: value.grad for key, value in model.named_parameters()}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+@pytest.mark.parametrize("chunk", [COUNT, COUNT // 2, 1])
+def test_running_means(chunk: int, replicas: int) -> None:
+    """PopART's running accumulation, of all micro-batches of an update at once, or in several parts."""
+    model = Model(lambda x, p: F.gelu(F.linear(x, p["w"], p["v"])) + F.embedding(_indices(x), p["e"]))
+    group = {"learningRate": Attribute(0.1), "momentum": Attribute(0.0), "weightDecay": Attribute(0.0)}
+    weights = {key: value.detach().clone() for key, value in model.named_parameters()}
+
+    def forward(x: Tensor) -> Tensor:
+        loss: Tensor = capture.current().emit(ops.identity_loss, model(x).square(), reduction="mean")
+        return loss
+
+    request = CompileRequest(
+        forward, model, (inputs()[:B],), training=True,
+        optimizer=OptimizerSpec("SGD1", (group,), dict.fromkeys(weights, 0)),
+        reduction=Reduction(COUNT, replicas, running=True),
+    )  # fmt: skip
+    program = compile_program(request)
+    each = batching.peak_bytes(program, choose_numerics("ipu", torch.device("cpu"), None, False, False))
+    settings = ExecutionSettings(gradient_accumulation=COUNT, replication_factor=replicas)
+    executable = Executable(program, settings, SimulatorParams(chunk_bytes=chunk * each))
+    assert executable.plan.chunk == chunk
+    for step in range(3):
+        data = torch.randn(replicas * COUNT * B, S, H, generator=torch.Generator().manual_seed(step))
+        executable.run([data])
+        model.zero_grad()
+        for rows in data.split(B):
+            (model(rows).square().mean() / (replicas * COUNT)).backward()
+        with torch.no_grad():
+            for parameter in model.parameters():
+                assert parameter.grad is not None, "each weight is used"
+                parameter -= 0.1 * parameter.grad
+    for key, parameter in model.named_parameters():
+        found = executable.read_variable(key)
+        assert not torch.equal(found, weights[key])
+        torch.testing.assert_close(found, parameter.detach(), rtol=1e-5, atol=1e-5)
+
+
+def _indices(x: Tensor) -> Tensor:
+    return (x[..., 0].abs() * 3).int().clamp(max=8)
 
 
 class Dropped(nn.Dropout):

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program, mutated
+from bert_ipu.simulator.runtime import optimizer_ops
 from bert_ipu.simulator.runtime.instructions import RUN, Name
 from bert_ipu.simulator.runtime.lowering import DRAWS, Emitter, resolve
 from bert_ipu.simulator.runtime.micro import is_outer, normal_nodes
@@ -56,6 +57,9 @@ LINEAR = names(
     "select_backward slice_backward cat alias clone detach nop"
 )
 """Operators that may be applied to a sum instead of to each term."""
+
+ADDING = frozenset({"add", "dampened_add", "mean"})
+"""Accumulations of which those of K micro-batches can be made at once, from the sum of what they add."""
 
 SCALING = frozenset({"mul", "div"})
 """Linear in the first operand where the second is the same for all micro-batches."""
@@ -97,7 +101,7 @@ def _wants_sum(node: fx.Node, user: fx.Node, analysis: Analysis, replication: Re
     if is_outer(user):
         return node in replication.pooled
     if user.target is ops.accumulate:
-        return user.args[0] is not node and user.kwargs["kind"] in ("add", "dampened_add")
+        return user.args[0] is not node and user.kwargs["kind"] in ADDING
     if user not in analysis.summed:
         return False
     name = operator_name(user.target)
@@ -115,7 +119,9 @@ def why_not(program: Program, replication: Replication, numerics: Numerics) -> s
     for node in normal_nodes(program):
         for position in mutated(node):
             variable = program.variable_of(node.args[position])  # type: ignore[arg-type]
-            if node.target is not ops.accumulate or node.kwargs["kind"] not in ("add", "dampened_add"):
+            if _counts_for_means(node):
+                continue
+            if node.target is not ops.accumulate or node.kwargs["kind"] not in ADDING:
                 return f"{node} writes to a variable at each micro-batch"
             halves = {variable.dtype, node.args[1].meta["val"].dtype}  # type: ignore[union-attr]
             if numerics.rounds and torch.float16 in halves:
@@ -138,8 +144,25 @@ def why_not(program: Program, replication: Replication, numerics: Numerics) -> s
     return None
 
 
+def _counts_for_means(node: fx.Node) -> bool:
+    """Whether a node counts micro-batches, and inside of one only running means read what it counted before."""
+    if node.target is not ops.increment or not all(is_outer(user) for user in node.users):
+        return False
+    counter: Any = node.args[0]
+    return all(
+        user is node or is_outer(user) or (_is_running_mean(user) and user.args[2] is counter)
+        for user in counter.users
+    )
+
+
+def _is_running_mean(node: fx.Node) -> bool:
+    return node.target is ops.accumulate and node.kwargs["kind"] == "mean"
+
+
 def _chain(node: fx.Node) -> set[fx.Node]:
-    return {user for user in node.users if user.target is ops.accumulate and user.args[0] is node}
+    """What accumulates on top of an accumulation, in the same micro-batch."""
+    users = {user for user in node.users if user.target is ops.accumulate and user.args[0] is node}
+    return set() if any(_is_running_mean(user) for user in users) else users
 
 
 def peak_bytes(program: Program, numerics: Numerics) -> int:
@@ -301,8 +324,17 @@ class Batcher:
         return Operand(result, layout, tuple(value.shape)) if isinstance(value, Tensor) else result
 
     def _write(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Operand:
-        """An accumulation of the whole chunk at once."""
-        summed = [args[0], Operand(self.summed(args[1]), Layout.SAME, args[1].shape), *args[2:]]
+        """An accumulation, or a count, of the whole chunk at once."""
+        if node.target is ops.increment:
+            made = self.emit(optimizer_ops.increment, args[0].name, self.chunk, pure=False)
+            return Operand(made, Layout.SAME, args[0].shape)
+        total = self.summed(args[1])
+        if _is_running_mean(node):
+            made = self.emit(
+                optimizer_ops.mean_of_more, args[0].name, total, args[2].name, self.chunk, pure=False
+            )
+            return Operand(made, Layout.SAME, args[0].shape)
+        summed = [args[0], Operand(total, Layout.SAME, args[1].shape), *args[2:]]
         return self._wrap(node, self._plain(node, summed, kwargs), Layout.SAME)  # type: ignore[no-any-return]
 
     def one_by_one(self, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:

@@ -22,8 +22,8 @@ def assign(variable: Tensor, value: Tensor) -> Tensor:
     return variable.copy_(value)
 
 
-def increment(variable: Tensor) -> Tensor:
-    return variable.add_(1)
+def increment(variable: Tensor, by: int = 1) -> Tensor:
+    return variable.add_(by)
 
 
 def zero(variable: Tensor) -> Tensor:
@@ -59,7 +59,12 @@ def _infinity(v: Tensor, x: Tensor, f: Scalar) -> Tensor:
 
 
 def _mean(v: Tensor, x: Tensor, f: Scalar) -> Tensor:
-    return v.mul_(f).add_(x).div_(f + 1)
+    return mean_of_more(v, x, f, 1)
+
+
+def mean_of_more(v: Tensor, total: Tensor, f: Scalar, count: int) -> Tensor:
+    """The mean v of f terms becomes that of them and `count` more, which add up to `total`."""
+    return v.mul_(f).add_(total.to(v.dtype)).div_(f + count)
 
 
 ACCUMULATE: dict[str, Callable[[Tensor, Tensor, Scalar], Tensor]] = {

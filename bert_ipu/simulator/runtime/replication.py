@@ -31,9 +31,9 @@ class Replication:
     divergent: set[str] = field(default_factory=set)
     """Variables of which each replica has its own value."""
     pooled: set[fx.Node] = field(default_factory=set)
-    """Sums over micro-batches that the update only reads through a reduction over all replicas, so that one
-    sum over the micro-batches of all replicas can stand for them: accumulators' new values, and crossing
-    values."""
+    """Sums over micro-batches that the update only reads through a reduction over all replicas, or of which
+    there is but one, so that one sum over the micro-batches of all replicas can stand for them: accumulators' new
+    values, and crossing values."""
 
     def width(self, variable: str) -> int:
         """How many values of a variable there are."""
@@ -57,7 +57,7 @@ class Replication:
 def analyse_replication(program: Program, local: int, total: int, first: int) -> Replication:
     """Find what is pooled and what diverges; with one replica nothing does."""
     replication = Replication(local, total, first)
-    replication.pooled = _pooled(program)
+    replication.pooled = _pooled(program, total)
     if local == 1:
         return replication
     pooled_variables = {program.variable_of(node).name for node in replication.pooled if mutated(node)}  # type: ignore[union-attr]
@@ -69,7 +69,7 @@ def analyse_replication(program: Program, local: int, total: int, first: int) ->
     return replication
 
 
-def _pooled(program: Program) -> set[fx.Node]:
+def _pooled(program: Program, total: int) -> set[fx.Node]:
     # With accumulation the update reads the last micro-batch's value, not a sum.
     crossing = crossing_nodes(program) if program.reduction.accumulation == 1 else []
     found = {node for node in crossing if _only_reduced(node)}
@@ -87,7 +87,7 @@ def _pooled(program: Program) -> set[fx.Node]:
     placeholders = variable_nodes(program)
     for name, writers in last.items():
         plain = name in zeroed and _is_plain_sum(program.variables[name], placeholders[name], writers)
-        if plain and _only_reduced(writers[-1]):
+        if plain and (total == 1 or _only_reduced(writers[-1])):
             found |= set(writers)
     return found
 
