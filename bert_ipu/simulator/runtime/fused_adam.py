@@ -28,8 +28,10 @@ class AdamScalars(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_float)
-        for name in ("factor", "beta1", "beta2", "eps", "decay", "rate", "bias1", "bias2", "max_weight_norm")
-    ]
+        for name in (
+            "factor", "beta1", "beta2", "rest1", "rest2", "eps", "decay", "rate", "bias1", "bias2", "max_weight_norm"
+        )
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def adam_kernel(kernels: Kernels, lamb: bool, corrected: bool) -> Callable[..., 
         count = 0.0 if step is None else float(step.add_(1))
         b1, b2 = float(beta1), float(beta2)
         scalars = AdamScalars(
-            float(factor), b1, b2, float(eps), float(decay), float(rate),
+            float(factor), b1, b2, 1.0 - b1, 1.0 - b2, float(eps), float(decay), float(rate),
             _correction(b1, count) if corrected else 1.0, _correction(b2, count) if corrected else 1.0,
             math.inf if max_weight_norm is None else float(max_weight_norm),
         )  # fmt: skip

@@ -11,7 +11,10 @@ namespace bert_ipu {
 
 // What is the same for all elements of one weight.
 struct AdamScalars {
-  float gradient_factor, beta1, beta2, eps, weight_decay, rate;
+  float gradient_factor, beta1, beta2;
+  float rest1, rest2; // 1 - beta, from the unrounded beta: 1 - 0.999f is off
+                      // by 5e-5
+  float eps, weight_decay, rate;
   float bias1, bias2; // 1 - beta^step, or 1 without correction
   float max_weight_norm;
 };
@@ -60,16 +63,15 @@ void adam(float *__restrict w, const G *__restrict g, float *__restrict m,
   {
     const FlushDenormals flush;
     const AdamScalars s = given;
-    const float rest1 = 1.0f - s.beta1, rest2 = 1.0f - s.beta2,
-                inverse1 = 1.0f / s.bias1, inverse2 = 1.0f / s.bias2;
+    const float inverse1 = 1.0f / s.bias1, inverse2 = 1.0f / s.bias2;
 #pragma omp for schedule(static)
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t end = (b + 1) * kBlock < n ? (b + 1) * kBlock : n;
 #pragma omp simd
       for (int64_t i = b * kBlock; i < end; ++i) {
         const float gradient = load(g[i]) * s.gradient_factor;
-        const float first = s.beta1 * m[i] + rest1 * gradient;
-        const float second = s.beta2 * v[i] + rest2 * gradient * gradient;
+        const float first = s.beta1 * m[i] + s.rest1 * gradient;
+        const float second = s.beta2 * v[i] + s.rest2 * gradient * gradient;
         m[i] = first;
         v[i] = second;
         w[i] -= s.rate * direction(w[i], first, second, inverse1, inverse2, s);
@@ -98,8 +100,7 @@ void lamb(float *__restrict w, const G *__restrict g, float *__restrict m,
   {
     const FlushDenormals flush;
     const AdamScalars s = given;
-    const float rest1 = 1.0f - s.beta1, rest2 = 1.0f - s.beta2,
-                inverse1 = 1.0f / s.bias1, inverse2 = 1.0f / s.bias2;
+    const float inverse1 = 1.0f / s.bias1, inverse2 = 1.0f / s.bias2;
 #pragma omp for schedule(static) reduction(+ : weight_square, step_square)
     for (int64_t b = 0; b < blocks; ++b) {
       const int64_t end = (b + 1) * kBlock < n ? (b + 1) * kBlock : n;
@@ -107,8 +108,8 @@ void lamb(float *__restrict w, const G *__restrict g, float *__restrict m,
 #pragma omp simd reduction(+ : weights, steps)
       for (int64_t i = b * kBlock; i < end; ++i) {
         const float gradient = load(g[i]) * s.gradient_factor;
-        const float first = s.beta1 * m[i] + rest1 * gradient;
-        const float second = s.beta2 * v[i] + rest2 * gradient * gradient;
+        const float first = s.beta1 * m[i] + s.rest1 * gradient;
+        const float second = s.beta2 * v[i] + s.rest2 * gradient * gradient;
         m[i] = first;
         v[i] = second;
         const float step =
