@@ -177,3 +177,54 @@ def test_merging_under_ipu_numerics_changes_no_rounding(stochastic: bool) -> Non
     torch.testing.assert_close(losses, expected, rtol=2e-3, atol=0.0)
     for name, weight in weights.items():
         assert relative(weight, expected_weights[name]) < 2e-3, name
+
+
+class Scorer(nn.Module):
+    """The loss of each row of scores; `and_more` says what else it returns of them."""
+
+    def __init__(self, and_more: str) -> None:
+        super().__init__()
+        self.decoder, self.and_more = nn.Linear(WIDTH, WORDS), and_more
+
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        scores = self.decoder(x)
+        rows = scores.view(-1, WORDS)
+        loss = torch.nn.functional.cross_entropy(rows, labels.view(-1).long(), reduction="none").mean()
+        more = {"": loss, "scores": scores, "part": scores[:, 1], "rows": rows, "best": scores.argmax(-1)}
+        return loss, more[self.and_more]
+
+
+class MarkedScorer(Scorer):
+    def forward(self, x: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        import poptorch
+
+        loss, more = super().forward(x, labels)
+        return poptorch.identity_loss(loss, reduction="none"), more
+
+
+@pytest.mark.parametrize("and_more", ["", "scores", "part", "rows", "best"])
+def test_a_gradient_is_written_over_scores_that_nothing_reads_any_more(and_more: str) -> None:
+    """The model's results and weights are torch's in any case."""
+    simulator.install(SimulatorParams())
+    import poptorch
+
+    torch.manual_seed(2)
+    x, labels = torch.randn(BATCH, LENGTH, WIDTH), torch.randint(0, WORDS, (BATCH, LENGTH), dtype=torch.int32)
+    plain, model = Scorer(and_more), MarkedScorer(and_more)
+    model.load_state_dict(plain.state_dict())
+    optimizer = torch.optim.SGD(plain.parameters(), lr=0.5)
+    trainer = poptorch.trainingModel(
+        model, poptorch.Options(), poptorch.optim.SGD(model.parameters(), lr=0.5)
+    )
+    for _ in range(3):
+        found = trainer(x, labels)
+        optimizer.zero_grad()
+        expected = plain(x, labels)
+        expected[0].backward()
+        optimizer.step()
+        for ours, theirs in zip(found, expected):
+            torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-4, atol=1e-5)
+    trainer.copyWeightsToHost()
+    torch.testing.assert_close(model.decoder.weight, plain.decoder.weight, rtol=1e-5, atol=1e-6)
+    call = next(line for line in trainer._session.executable.micro.source.split("\n") if "rows_grad(" in line)
+    assert (", True)" in call) == (and_more in ("", "best"))

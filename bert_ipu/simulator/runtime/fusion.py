@@ -8,13 +8,13 @@ keeps most of them apart, which is what keeps the results the device's.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from bert_ipu.simulator.runtime import heads, operators, products, row_kernels
+from bert_ipu.simulator.runtime import heads, losses, operators, products, row_kernels
 from bert_ipu.simulator.runtime.instructions import Code, Instruction, Name, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.row_kernels import Dropping
@@ -24,6 +24,9 @@ aten = torch.ops.aten
 DROPOUT = operators.DRAWING["dropout"]
 FRESH = (torch.mm, torch.matmul, products.matmul, products.product_and_row_sums)
 """Products, whose results are nobody else's memory."""
+PRODUCTS = (*FRESH, products.linear, torch.nn.functional.linear)
+KEEPING = (losses.cross_entropy_rows, losses.argmax_rows)
+"""What reads scores and keeps no part of them."""
 
 
 def fuse(code: Code, results: list[Name], kernels: Kernels) -> list[Name]:
@@ -115,6 +118,19 @@ class _Matcher:
 
     def _is_read_once(self, value: Name) -> bool:
         return value not in self.results and len(self.users.get(value, ())) == 1
+
+    def readers(self, value: Name) -> Iterator[Instruction | None]:
+        """What reads a value as it is or in another shape; None for the caller."""
+        if value in self.results:
+            yield None
+        for user in self.users.get(value, ()):
+            if user.function is torch.reshape:
+                yield from self.readers(user.results[0])
+            else:
+                yield user
+
+    def is_before(self, first: Instruction, second: Instruction) -> bool:
+        return self.place[id(first)] < self.place[id(second)]
 
     def is_read_after(self, value: Name, instruction: Instruction) -> bool:
         """Whether everything that reads a value, `instruction` apart, stands behind it."""
@@ -316,6 +332,22 @@ def _embedding_grad(m: _Matcher, found: Instruction) -> None:
     m.replace(found, [], found.results, row_kernels.embedding_grad, gradient, index, rows, padding, m.kernels)
 
 
+def _loss_grad(m: _Matcher, found: Instruction) -> None:
+    """The gradient of a product's scores, which nothing else reads from then on: it is written over them"""
+    viewed = m.maker(found.args[1], torch.reshape)
+    scores = found.args[1] if viewed is None else viewed.args[0]
+    rounded = m.maker(scores, *heads.ROUNDINGS)
+    product = m.swallowed(rounded.args[0], *PRODUCTS) if rounded is not None else m.maker(scores, *PRODUCTS)
+    if product is None or not all(
+        user is found or (user is not None and user.function in KEEPING and m.is_before(user, found))
+        for user in m.readers(scores)
+    ):
+        return
+    for instruction in filter(None, (viewed, rounded, product)):
+        instruction.hoistable = False  # what they make changes
+    m.replace(found, [], found.results, losses.cross_entropy_rows_grad, *found.args, True)
+
+
 RULES: dict[Callable[..., Any], Callable[[_Matcher, Instruction], None]] = {
     aten._softmax.default: _softmax,
     aten._softmax_backward_data.default: _softmax_grad,
@@ -326,6 +358,7 @@ RULES: dict[Callable[..., Any], Callable[[_Matcher, Instruction], None]] = {
     products.matmul: _weight_and_bias_grad,
     torch.add: _join_heads,
     aten.embedding_dense_backward.default: _embedding_grad,
+    losses.cross_entropy_rows_grad: _loss_grad,
 }
 """By the function that the instruction in the middle calls."""
 

@@ -33,13 +33,17 @@ def cross_entropy_rows(
 
 
 def cross_entropy_rows_grad(
-    share: Tensor, logits: Tensor, target: Tensor, log_sum_exp: Tensor, kernels: Kernels, ignore_index: int
-) -> Tensor:
-    """The gradient [R, C] of the scores, where `share` [R] is the gradient of each row's loss."""
+    share: Tensor, logits: Tensor, target: Tensor, log_sum_exp: Tensor, kernels: Kernels, ignore_index: int,
+    over_logits: bool = False,
+) -> Tensor:  # fmt: skip
+    """The gradient [R, C] of the scores, where `share` [R] is the gradient of each row's loss.
+
+    It may be written over the scores.
+    """
     logits, target = logits.contiguous(), target.to(torch.int32).contiguous()
     share = share.to(logits.dtype).contiguous()
     rows, classes = logits.shape
-    out = torch.empty_like(logits)
+    out = logits if over_logits else torch.empty_like(logits)
     kernel = getattr(kernels, f"cross_entropy_grad_{SUFFIX[logits.dtype]}")
     kernel(
         logits.data_ptr(), target.data_ptr(), log_sum_exp.data_ptr(), share.data_ptr(), rows, classes, ignore_index,
