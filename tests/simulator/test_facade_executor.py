@@ -333,22 +333,6 @@ def test_distributions_draw_on_the_ipu() -> None:
     )
 
 
-@pytest.mark.parametrize("padding", [False, True])
-def test_torchs_encoder_runs_with_masks_whose_values_are_not_known(padding: bool) -> None:
-    encoder = torch.nn.TransformerEncoder(
-        torch.nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), 2
-    ).eval()
-    x, causal = torch.randn(2, 5, 8), torch.nn.Transformer.generate_square_subsequent_mask(5)
-    hidden = torch.zeros(2, 5)
-    hidden[1, 3:] = -torch.inf
-    run = poptorch.inferenceModel(encoder, _options())
-    if padding:
-        got, expected = run(x, None, hidden), encoder.train()(x, None, hidden)
-    else:
-        got, expected = run(x, causal), encoder(x, causal)
-    torch.testing.assert_close(got, expected.detach(), atol=1e-5, rtol=1e-5)
-
-
 def _gathered(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
     example = torch.zeros(index.shape)
     return poptorch.custom_op([x, index], "FastGatherLastDim", "poptorch.custom_ops", 1, [example])[0]

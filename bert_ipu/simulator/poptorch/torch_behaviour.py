@@ -72,22 +72,30 @@ def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
 
 @contextmanager
 def torch_without_values() -> Iterator[None]:
-    """Inside, torch's own modules decide nothing by the values of tensors, which are not known yet."""
-    # PopTorch does this too: distributions check that their arguments are in range.
-    validates = torch.distributions.Distribution._validate_args
-    # Encoder layers look for padding to leave out, and for masks that are causal, to take quicker ways to the
-    # same results.
-    fast = torch.backends.mha.get_fastpath_enabled()
-    detect = transformer._detect_is_causal_mask
-    torch.distributions.Distribution.set_default_validate_args(False)
-    torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = _said_to_be_causal
+    """Inside, Python decides nothing by the values of tensors, which are not known yet, where it can do without."""
+    before = _set_behaviour(False, False, True, _said_to_be_causal)
     try:
         yield
     finally:
-        transformer._detect_is_causal_mask = detect
-        torch.backends.mha.set_fastpath_enabled(fast)
-        torch.distributions.Distribution.set_default_validate_args(validates)
+        _set_behaviour(*before)
+
+
+def _set_behaviour(validate: bool, fast: bool, compiling: bool, detect: Any) -> tuple[bool, bool, bool, Any]:
+    """Change what torch does, and return what it did before."""
+    distribution = torch.distributions.Distribution
+    before = (
+        distribution._validate_args,
+        torch.backends.mha.get_fastpath_enabled(),
+        torch.compiler.is_compiling(),
+        transformer._detect_is_causal_mask,
+    )
+    distribution.set_default_validate_args(
+        validate
+    )  # As PopTorch: no looking whether arguments are in range.
+    torch.backends.mha.set_fastpath_enabled(fast)  # Encoder layers would look for padding to leave out.
+    torch.compiler._is_compiling_flag = compiling  # Libraries such as transformers ask before they look.
+    transformer._detect_is_causal_mask = detect
+    return before
 
 
 def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
