@@ -135,6 +135,29 @@ def test_an_optimizer_of_another_kind_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: poptorch.optim.AdamW(p, lr=0.1, loss_scaling=0.0), "Loss scaling cannot be 0"),
+        (lambda p: torch.optim.Adam(p, lr=0.1, eps=0.0), "eps of the optimizer's group 0 is 0.0"),
+        (lambda p: poptorch.optim.SGD([{"params": p, "lr": -0.1}], lr=0.1), "learningRate .* is -0.1"),
+    ],
+)
+def test_values_that_popart_refuses_are_refused(make: Any, said: str) -> None:
+    """PopART's `Adam::runValueChecks`, `SGD::runValueChecks` and `Optimizer::Optimizer`."""
+    model = Chain(0)
+    with pytest.raises(poptorch.Error, match=said):
+        poptorch.trainingModel(model, _options(), make(list(model.parameters())))(X, X)
+
+
+@pytest.mark.parametrize("period", [3, 4])
+def test_a_return_period_must_divide_the_iterations(period: int) -> None:
+    """PopART's `DataFlow::isValidAnchorReturnPeriod`."""
+    options = _options().deviceIterations(2).outputMode(poptorch.OutputMode.EveryN, period)
+    with pytest.raises(poptorch.Error, match="must be a factor of the number of batches per step"):
+        poptorch.inferenceModel(Chain(0), options)(X)
+
+
+@pytest.mark.parametrize(
     ("make", "change", "said"),
     [  # torch's own are constant where they have their default; PopTorch's where the constructor was not told.
         (

@@ -132,6 +132,7 @@ def _on_device(subject: Subject, make: Callable[[Subject], CapturedProgram]) -> 
     """Make the program and the device that runs it."""
     options = subject.options
     session_options.validate(options.toDict())
+    _check_return_periods(options)
     progress = options._progress_bar if options._show_compilation_progress_bar else _no_progress
     progress(0, 3)
     with wrapping.unwrapped(subject.model):
@@ -268,6 +269,18 @@ def _anchors(options: Options) -> tuple[Anchor, ...]:
         )
         found.append(Anchor(short, long, _MODES[mode], period))
     return tuple(found)
+
+
+def _check_return_periods(options: Options) -> None:
+    """Raise Error where "every n-th batch" would be another one in each call (PopART's `DataFlow`)."""
+    returns = [("results", options.output_mode, options.output_return_period)]
+    returns += [(f"anchor {short}", mode, n) for short, (_, _, mode, n) in options.anchored_tensors.items()]
+    for name, mode, period in returns:
+        if mode == OutputMode.EveryN and options.device_iterations % period:
+            raise poptorch_error(
+                f"The return period ({period}) of {name} must be a factor of the number of batches per step, "
+                f"poptorch.Options().deviceIterations({options.device_iterations})."
+            )
 
 
 def _reduction(options: Options) -> Reduction:

@@ -233,10 +233,32 @@ def describe(
 
     described["defaults"] = {**read(optimizer.defaults), **reader.loss_scaling()}
     described["groups"] = [read(group) for group in optimizer.param_groups]
+    _check_values(described)
     _check_names(optimizer, tracker, kind)
     logger.debug("Python optimizer %s", described)
     tracker.enableChecks()
     return described
+
+
+_NOT_NEGATIVE = ("learningRate", "weightDecay", "beta1", "beta2", "momentum", "dampening", "alpha")
+_POSITIVE = ("eps", "velocityScaling")
+
+
+def _check_values(described: dict[str, Any]) -> None:
+    """Raise Error for what PopART's optimizers refuse (`runValueChecks`)."""
+    if described["defaults"]["lossScaling"][0] == 0:
+        raise poptorch_error("Loss scaling cannot be 0: gradients are divided by it. 1 is none.")
+    for index, group in enumerate(described["groups"]):
+        for name, (value, constant) in group.items():
+            if value < 0 and name in _NOT_NEGATIVE:
+                needed = "not negative"
+            elif value <= 0 and name in _POSITIVE:
+                needed = "greater than 0"
+            elif value == 0 and constant and name == "learningRate":
+                needed = "variable, or not 0"
+            else:
+                continue
+            raise poptorch_error(f"{name} of the optimizer's group {index} is {value}: it must be {needed}.")
 
 
 def _merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
