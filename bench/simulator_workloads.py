@@ -32,6 +32,7 @@ class Workload:
     """Of the simulator; Hugging Face takes all sequences at once, or one by one if that is quicker."""
     steps: int
     """Steps of one turn."""
+    vocabulary: int = VOCABULARY
 
     @property
     def flops(self) -> float:
@@ -42,7 +43,7 @@ class Workload:
         tokens = self.sequences * self.length
         weights = 12 * self.hidden**2 * self.layers
         attention = 2 * self.length * self.hidden * self.layers
-        scores = self.sequences * self.masked * (self.hidden**2 + self.hidden * VOCABULARY)
+        scores = self.sequences * self.masked * (self.hidden**2 + self.hidden * self.vocabulary)
         return 3.0 * 2.0 * (tokens * (weights + attention) + scores)
 
 
@@ -75,8 +76,8 @@ def simulator_step(
         def __init__(self) -> None:
             super().__init__()
             config = ModelConfig(
-                hidden_size=work.hidden, num_hidden_layers=work.layers, num_attention_heads=work.heads,
-                hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0,
+                vocab_size=work.vocabulary, hidden_size=work.hidden, num_hidden_layers=work.layers,
+                num_attention_heads=work.heads, hidden_dropout_prob=dropout, attention_probs_dropout_prob=0.0,
             )  # fmt: skip
             model = BertForPreTraining(config)
             self.model = model.half() if half else model
@@ -106,8 +107,8 @@ def _batch(work: Workload) -> tuple[Any, ...]:
     positions = torch.arange(length, dtype=torch.int32).expand(rows, length).contiguous()
     ones = torch.ones(rows, length, dtype=torch.int32)
     return (
-        draw(VOCABULARY, rows, length), ones, draw(2, rows, length), positions, draw(length, rows, masked),
-        draw(VOCABULARY, rows, masked), torch.zeros(rows, 1, dtype=torch.int32), draw(2, rows, 1),
+        draw(work.vocabulary, rows, length), ones, draw(2, rows, length), positions, draw(length, rows, masked),
+        draw(work.vocabulary, rows, masked), torch.zeros(rows, 1, dtype=torch.int32), draw(2, rows, 1),
     )  # fmt: skip
 
 
