@@ -231,8 +231,9 @@ def _identity_loss(x: Tensor, *, reduction: str) -> Tensor:
     return x.sum() if reduction == "sum" else x.mean()
 
 
-def _print_tensor(x: Tensor, *, title: str = "", **_: Any) -> Tensor:
-    print(f"{title}: {x}" if title else str(x))
+def _print_tensor(x: Tensor, *, title: str, print_gradient: bool, **layout: Any) -> Tensor:
+    text = Layout(**layout).text(x)
+    print(f"{title}: {text}" if title else text, file=sys.stderr, flush=True)
     return x
 
 

@@ -17,8 +17,6 @@ from bert_ipu.simulator.runtime.native import Kernels
 
 SMALL, SHALLOW = 100, 64
 """Products of fewer rows or columns, or of less depth, are left to torch: packing costs more than it saves."""
-MUCH = 1 << 20
-"""Elements that are better not read twice."""
 SMALL_WORK = 1 << 18
 """Multiplications below which the call costs more than it saves."""
 
@@ -67,8 +65,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, kernels: Kernels) -> 
 
 def product_and_row_sums(a: Tensor, b: Tensor, kernels: Kernels) -> tuple[Tensor, Tensor]:
     """a [M, K] times b [K, N], and the sums [M] of a's rows: a weight's gradient and its bias's."""
-    # Where the sums would be a pass over much memory, few columns are enough.
-    if not _is_worth_it(a, b, SHALLOW if a.numel() >= MUCH else SMALL):
+    # Small as they may be: torch needs another pass for the sums, and its threads share a deep product badly.
+    if not _is_worth_it(a, b, SHALLOW):
         return torch.mm(a, b), a.sum(1)
     out, sums = a.new_empty(a.shape[0], b.shape[1]), a.new_empty(a.shape[0])
     return multiply_into(out, a, b, kernels, row_sums=sums), sums
@@ -105,7 +103,7 @@ def _pair(values: Sequence[int], missing: int) -> tuple[int, ...]:
     return (missing,) * (2 - len(values)) + tuple(values)
 
 
-def _is_worth_it(a: Tensor, b: Tensor, columns_from: int = SMALL) -> bool:
+def _is_worth_it(a: Tensor, b: Tensor, small: int = SMALL) -> bool:
     if a.dim() != b.dim() or not 2 <= a.dim() <= 4 or a.shape[:-2] != b.shape[:-2]:
         return False
     rows, depth, columns = a.shape[-2], a.shape[-1], b.shape[-1]
@@ -113,4 +111,4 @@ def _is_worth_it(a: Tensor, b: Tensor, columns_from: int = SMALL) -> bool:
         return False
     if a.dim() > 2:  # of batches of strided matrices torch makes copies first
         return min(rows, depth, columns) >= SMALL // 2
-    return rows >= SMALL and columns >= columns_from and depth >= SHALLOW
+    return min(rows, columns) >= small and depth >= SHALLOW
