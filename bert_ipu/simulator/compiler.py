@@ -236,7 +236,7 @@ def _restore(before: Mapping[str, tuple[dict[str, Any], str, torch.Tensor]]) -> 
     """Put replaced buffers and parameters back; the message of the first replacement, if any."""
     message = None
     for name, (table, key, tensor) in before.items():
-        now = table.get(key)
+        now = dict(table.items()).get(key)  # a scripted module's tables have no get()
         if now is tensor:
             continue
         table[key] = tensor

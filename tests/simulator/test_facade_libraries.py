@@ -32,6 +32,28 @@ def test_torchs_encoder_runs_with_masks_whose_values_are_not_known(padding: bool
     torch.testing.assert_close(got, expected.detach(), atol=1e-5, rtol=1e-5)
 
 
+class Squared(torch.nn.Module):
+    def __init__(self, layer: torch.nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return poptorch.identity_loss(self.layer(x).square(), reduction="mean")
+
+
+def test_a_scripted_module_trains() -> None:
+    model = Squared(torch.jit.script(torch.nn.Linear(4, 3)))
+    before = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
+    x = torch.randn(2, 4)
+    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=0.5))
+    loss = trained(x)
+    expected = torch.nn.functional.linear(x, *before).square().mean()
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach())
+    for parameter, old in zip(model.parameters(), before):
+        torch.testing.assert_close(parameter.detach(), old - 0.5 * old.grad)
+
+
 def _bert() -> torch.nn.Module:
     config = transformers.BertConfig(
         vocab_size=50,
