@@ -424,8 +424,11 @@ def _spread(b: Backward, node: fx.Node, grad: fx.Node, shape: tuple[int, ...]) -
 
 
 def _print(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
-    options = {**node.kwargs, "title": node.kwargs.get("title_gradient", node.kwargs["title"])}
-    yield _args(node)[0], b.emit(ops.print_tensor, grad, operand=0, **options)
+    if node.kwargs["print_gradient"]:
+        title = str(node.kwargs["title"])  # the gradient's is PopART's, `PrintTensorOp::getGradOps`
+        options = {**node.kwargs, "title": f"{title}_gradient" if title else "Gradient"}
+        grad = b.emit(ops.print_tensor, grad, operand=0, **options)
+    yield _args(node)[0], grad
 
 
 RULES: dict[Any, GradientRule] = {

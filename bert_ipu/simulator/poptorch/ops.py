@@ -67,6 +67,9 @@ def ipu_print_tensor(
 ) -> Tensor:
     """Print a tensor, and its gradient, each time the program computes them; returns the tensor."""
     _check_tensor(tensor, "ipu print tensor must take a torch.tensor argument.")
+    formats = ("auto", "fixed", "scientific", "none")
+    if float_format not in formats:
+        raise KeyError(f"float_format is {float_format!r}; it must be one of {', '.join(formats)}")
     if not is_recording():
         return tensor
     return emit(  # type: ignore[no-any-return]

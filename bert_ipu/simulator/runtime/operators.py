@@ -7,6 +7,7 @@ that want int64 where the device has int32, that are quicker under another name,
 from __future__ import annotations
 
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.runtime import losses, optimizer_ops, random
 from bert_ipu.simulator.runtime.random import Draws
+from bert_ipu.simulator.runtime.tensor_text import Layout
 
 aten = torch.ops.aten
 Function = Callable[..., Any]
