@@ -13,3 +13,7 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Input data that is missing, damaged or does not fit."""
+
+
+class DivergedError(UserError):
+    """Training whose numbers have overflowed; its settings ask for too large steps or too few bits."""

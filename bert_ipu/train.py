@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import time
 from pathlib import Path
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Union
@@ -33,7 +34,7 @@ from bert_ipu.config import (
     describe_derived,
 )
 from bert_ipu.distributed import World, code_version, data_version, join_world
-from bert_ipu.errors import ConfigError, DataError
+from bert_ipu.errors import ConfigError, DataError, DivergedError
 from bert_ipu.ipu_options import evaluation_options, training_options
 from bert_ipu.optim import learning_rate, make_optimizer, set_learning_rate
 from bert_ipu.pipeline import PipelinedModel, output_type, pretraining_model
@@ -72,6 +73,7 @@ def train(task: Task, resume: bool = False, compile_only: bool = False) -> None:
     """Compile the task's model and train it to `total_steps`, recording, evaluating and saving on the way.
 
     Raises ConfigError: the output folder holds another run's checkpoints.  DataError: nothing to resume from.
+    DivergedError: the loss or a weight has become infinite or NaN; no such weight is saved.
     """
     config, world = task.config, task.world
     _check_instances(task, compile_only)
@@ -121,6 +123,8 @@ def _loop(
         executor.setOptimizer(optimizer)
         batch = next(batches)
         metrics = world.mean(train_step(executor, batch, names, micro_batches))
+        if not math.isfinite(metrics["loss"]):
+            raise _diverged(f"The loss of step {step + 1} is {metrics['loss']}", config, lr, folder)
         seconds = time.perf_counter() - started
         recorder.step(step + 1, {
             "epoch": state.position.epoch, **metrics, "learning_rate": lr,
@@ -131,10 +135,25 @@ def _loop(
             recorder.evaluation(step + 1, world.mean(task.evaluate(executor)))
         if _due(config.checkpoint.every_steps, step + 1, task.total_steps) and world.is_first:
             executor.copyWeightsToHost()
+            for name, weight in task.model.model.named_parameters():
+                if not torch.isfinite(weight).all():
+                    raise _diverged(f"Step {step + 1} made {name} infinite or NaN", config, lr, folder)
             now = state._replace(random_state=list(executor.rng_state))
             path = save_checkpoint(
                 folder, task.model, config.model, optimizer, now, task.vocab_file, config.checkpoint.keep)
             recorder.say(f"saved {path}")
+
+
+def _diverged(what: str, config: RunConfig, lr: float, folder: Path) -> DivergedError:
+    half = config.ipu.precision == "float16"
+    scaling = f" and optim.loss_scaling {config.optim.loss_scaling:g}" if half else ""
+    kept = "no checkpoint was saved yet, so start again"
+    if any(folder.glob("step_*")):
+        kept = f"the checkpoints in {folder} are of before that, so go on from there with --resume"
+    return DivergedError(
+        f"{what}: from here on training can learn nothing. The learning rate was {lr:g}{scaling}; set "
+        f"{'one of them' if half else 'optim.lr'} lower{', or ipu.precision=float32' if half else ''}. As to "
+        f"what was learned, {kept}.")
 
 
 def _due(every: int, step: int, total_steps: int) -> bool:

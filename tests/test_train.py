@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 import bert_ipu
 from bert_ipu.backend import Backend
 from bert_ipu.config import PretrainConfig, config_from_values
-from bert_ipu.errors import ConfigError, DataError
+from bert_ipu.errors import ConfigError, DataError, DivergedError
 from bert_ipu.pretraining_data import PretrainDataset
 from bert_ipu.recorder import METRICS_NAME, Recorder, read_metrics
 from bert_ipu.records import Layout, Records, Rows, write_manifest, write_shard
@@ -63,6 +63,18 @@ def assert_same_files(first: Path, second: Path) -> None:
         assert ours.keys() == theirs.keys() and len(ours) > 10
         for tensor in ours:
             assert np.array_equal(ours[tensor], theirs[tensor]), f"{name}: {tensor}"
+
+
+def test_diverged_training_stops_and_saves_no_broken_weights(records: Path, tmp_path: Path) -> None:
+    """The optimizer's state overflows in the first step or its weights do in the second."""
+    changes = {"ipu__precision": "float32", "optim__name": "sgd", "optim__lr": 1e30, "train__steps": 9}
+    with pytest.raises(DivergedError, match=r"(?s)(loss of step|made bert.* infinite or NaN).*optim.lr lower"):
+        pretrain(configured(records, tmp_path, **changes), SIMULATOR)
+    for checkpoint in (tmp_path / "checkpoints").glob("step_*"):
+        assert all(np.isfinite(w).all() for w in load_file(checkpoint / "model.safetensors").values())
+    half = {"ipu__precision": "float16", "optim__loss_scaling": 2.0**40, "checkpoint__every_steps": 0}
+    with pytest.raises(DivergedError, match=r"loss of step \d is nan.*loss_scaling 1.09951e\+12; set one of"):
+        pretrain(configured(records, tmp_path / "half", **half), SIMULATOR)
 
 
 @pytest.mark.parametrize("changes", [
