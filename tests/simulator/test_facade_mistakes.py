@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -147,6 +148,34 @@ def test_values_that_popart_refuses_are_refused(make: Any, said: str) -> None:
     model = Chain(0)
     with pytest.raises(poptorch.Error, match=said):
         poptorch.trainingModel(model, _options(), make(list(model.parameters())))(X, X)
+
+
+class Scaled(torch.nn.Module):
+    """A loss, and twice of it."""
+
+    def __init__(self, wrapped: bool) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 4)
+        self.wrapped = wrapped
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        twice = 2 * F.mse_loss(self.layer(x), x)
+        return poptorch.identity_loss(twice, reduction="none") if self.wrapped else twice
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_what_follows_the_last_loss_is_not_minimised_and_is_said(
+    caplog: pytest.LogCaptureFixture, wrapped: bool
+) -> None:
+    """PopTorch's `RemoveSurplusIdentityLosses.cpp`: training starts from the last loss function's result."""
+    model = Scaled(wrapped)
+    reference = copy.deepcopy(model.layer)
+    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=1.0))
+    trained(X)
+    ((2 if wrapped else 1) * F.mse_loss(reference(X), X)).backward()
+    expected = reference.weight - reference.weight.grad
+    torch.testing.assert_close(model.layer.weight.detach(), expected.detach())
+    assert ("changes nothing in training" in caplog.text) is not wrapped
 
 
 @pytest.mark.parametrize("period", [3, 4])

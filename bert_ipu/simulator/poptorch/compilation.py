@@ -18,7 +18,7 @@ from ..executables.container import Contents, UnusableFile
 from ..graph import capture
 from ..graph.annotations import Placement
 from ..graph.captured import CapturedTensor
-from ..graph.ir import Reduction, ReplicaGroups
+from ..graph.ir import Program, Reduction, ReplicaGroups
 from ..graph.loss_scaling import AutomaticLossScaling
 from ..graph.optimizers import OptimizerSpec
 from ..graph.patterns import PatternPass
@@ -160,10 +160,27 @@ def _program(subject: Subject) -> CapturedProgram:
         captured.watching = watching
         with torch_without_values(), _tracing(subject.options):
             program = compile_program(request)
+        _warn_of_what_follows_the_loss(program)
         return CapturedProgram(program, captured.outputs_structure)
 
     folder = cache_folder(subject.options)
     return compile_() if folder is None else cached_program(folder, subject, request, compile_)
+
+
+_ARITHMETIC = frozenset({"aten::add", "aten::sub", "aten::rsub", "aten::mul", "aten::div"})
+
+
+def _warn_of_what_follows_the_loss(program: Program) -> None:
+    """PopTorch minimises the result of the last loss function, whatever the forward computes from it."""
+    for user in program.loss.users if program.loss is not None else ():
+        schema = getattr(user.target, "_schema", None)
+        if user.meta.get("pass") == "forward" and schema is not None and schema.name in _ARITHMETIC:
+            logger.warning(
+                "The result of the loss function at %s is minimised; what is computed from it at %s changes nothing in "
+                "training. Wrap the value to minimise in poptorch.identity_loss.",
+                program.loss.meta.get("source"),  # type: ignore[union-attr]
+                user.meta.get("source"),
+            )
 
 
 @contextmanager
