@@ -197,6 +197,20 @@ def test_a_pipeline_needs_enough_micro_batches_and_a_power_of_two_of_ipus() -> N
     assert poptorch.inferenceModel(TwoStages((0, 1, 2)), options)(torch.ones(3)).tolist() == [8, 8, 8]
 
 
+def test_only_a_device_has_a_power_of_two_of_ipus() -> None:
+    """PopTorch's `CompilerImpl::createDevice` rounds for neither an offline target nor the IPU Model."""
+    options = _options().deviceIterations(3)
+    poptorch.inferenceModel(TwoStages((0, 1, 2)), options.clone().useOfflineIpuTarget()).compile(
+        torch.ones(3)
+    )
+    emulated = poptorch.inferenceModel(TwoStages((0, 1, 2)), options.clone().useIpuModel(True))
+    assert emulated(torch.ones(3)).tolist() == [8, 8, 8]
+    for change in (lambda o: o.useIpuModel(True), lambda o: o.useIpuId(0)):
+        offline = change(options.clone().useOfflineIpuTarget())
+        with pytest.raises(poptorch.Error, match="not supported"):
+            poptorch.inferenceModel(TwoStages((0, 1, 2)), offline).compile(torch.ones(3))
+
+
 def test_a_saved_model_goes_on_where_it_was(tmp_path: Path) -> None:
     path = str(tmp_path / "folder" / "model.poptorch")
     model = Classifier()

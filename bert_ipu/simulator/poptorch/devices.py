@@ -9,6 +9,7 @@ from torch import fx
 from ..errors import Error
 from ..graph.ir import Program
 from ._logging import TRACE, compiler_logger
+from .enums import ConnectionType
 from .options import Options, PipelinedExecution, ShardedExecution
 from .recording import NO_BLOCK
 
@@ -95,15 +96,34 @@ def check_pipeline(program: Program, options: Options) -> None:
         )
 
 
+def _is_device(options: Options) -> bool:
+    """Whether the target is a device, rather than the IPU Model or one that is only compiled for."""
+    is_model = options.exists("use_model") and options.use_model
+    if options.connection_type != ConnectionType.Never:
+        return not is_model
+    if is_model:
+        raise _error(
+            "ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model"
+        )
+    if options.exists("ipu_id"):
+        raise _error("Offline compilation targeting a specific id not supported: leave useIpuId() out.")
+    return False
+
+
 def reserved_ipus(program: Program, options: Options) -> int:
-    """IPUs to reserve for all replicas: a power of 2. Raises Error for too many, or where rounding is off."""
-    needed = (max(forward_ipus(program)) + 1) * options.replication_factor
+    """IPUs to reserve for all replicas: a power of 2 of a real device, whose rounding the options allow.
+
+    Raises Error for too many, where rounding is off, and for a target that there is not.
+    """
+    needed: int = (max(forward_ipus(program)) + 1) * options.replication_factor
     if needed > MAX_IPUS:
         raise _error(
             f"The model specifies the use of {needed} IPUs; a process can have at most {MAX_IPUS}. Use "
             "fewer stages "
             "or replicas, or several instances with poprun."
         )
+    if not _is_device(options):
+        return needed
     reserved: int = 1 << (needed - 1).bit_length()
     if reserved != needed:
         why = ", because PopTorch must reserve a power of 2 or maximum of 64 IPUs per process"
