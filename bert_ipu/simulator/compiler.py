@@ -297,11 +297,13 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
         if not variable_scale:
             return made
         factor = _loss_scaling(program, scale)
-        if request.loss_scaling is not None:
-            factor = adapt_scale(program, factor)
-        return backward.cast(backward.emit(aten.mul.Tensor, made, factor), value.dtype)
+        if request.loss_scaling is None:
+            return backward.cast(backward.emit(aten.mul.Tensor, made, factor), value.dtype)
+        return backward.emit(
+            aten.mul.Tensor, made, adapt_scale(program, factor)
+        )  # float32: it outgrows float16
 
-    found = differentiate(program, loss, seed, _rule_of)
+    found = differentiate(program, loss, seed, _rule_of, wide_losses=request.loss_scaling is not None)
     for name, node in found.items():
         program.tensor_names[f"Gradient___{name}"] = node
     return found

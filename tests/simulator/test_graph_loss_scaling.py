@@ -165,3 +165,32 @@ def test_settings_out_of_range(name: str, value: float) -> None:
     options._Popart.set(f"automaticLossScalingSettings.{name}", value)
     with pytest.raises(poptorch.Error, match=f"{name} is {value}, but it must be between 0 and 1"):
         run(options, 1)
+
+
+class Classifier(nn.Module):
+    """Two losses, as BERT has; their gradients are small, so the loss scale outgrows float16."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 8, bias=False)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        scores = self.layer(x)
+        first = nn.functional.cross_entropy(scores, labels)
+        second = nn.functional.nll_loss(nn.functional.log_softmax(scores, -1), labels)
+        return poptorch.identity_loss(first + 0.5 * second, reduction="none")
+
+
+def test_a_loss_scale_beyond_float16_is_carried_in_float32() -> None:
+    """PopART's `EnsureFp32LossScale`, which automatic loss scaling switches on (`willow/src/ir.cpp`)."""
+    torch.manual_seed(1)
+    model = Classifier().half()
+    options = Options().showCompilationProgressBar(False)
+    options.Training.setAutomaticLossScaling(True)
+    options.anchorTensor("scale", "finalLossScale", poptorch.OutputMode.Final)
+    trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.0))
+    x, labels = 0.01 * torch.randn(512, 4).half(), torch.randint(0, 8, (512,))
+    for _ in range(24):
+        loss = trained(x, labels)
+    assert float(trained.getAnchoredTensor("scale").max()) > 65504
+    assert loss.isfinite() and trained.layer.weight.isfinite().all()

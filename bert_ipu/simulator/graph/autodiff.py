@@ -58,8 +58,9 @@ def _differentiable(node: fx.Node) -> bool:
 class Backward:
     """Emits the backward of one program; what gradient rules build with."""
 
-    def __init__(self, program: Program, needing: set[fx.Node]) -> None:
+    def __init__(self, program: Program, needing: set[fx.Node], wide_losses: bool) -> None:
         self.program = program
+        self._wide_losses = wide_losses
         self._needing = needing
         self._forward: Optional[fx.Node] = None
         self._gradients: dict[fx.Node, list[fx.Node]] = defaultdict(list)
@@ -108,9 +109,12 @@ class Backward:
         return self.reshape(node, shape)
 
     def fit(self, node: fx.Node, operand: fx.Node) -> fx.Node:
-        """A gradient in the shape and dtype of its operand."""
+        """A gradient in the shape and dtype of its operand; that of a loss may stay float32."""
         value = operand.meta["val"]
-        return self.cast(self.sum_to(node, tuple(value.shape)), value.dtype)
+        node = self.sum_to(node, tuple(value.shape))
+        if self._wide_losses and operand.op == "call_function" and not value.shape:
+            return node
+        return self.cast(node, value.dtype)
 
     def item(self, node: fx.Node, index: int) -> fx.Node:
         """One entry of a node's tuple."""
@@ -176,16 +180,18 @@ def differentiate(
     loss: fx.Node,
     seed: Callable[[Backward], fx.Node],
     rule_of: Callable[[fx.Node], GradientRule],
+    wide_losses: bool = False,
 ) -> dict[str, fx.Node]:
     """Append the backward pass to a program.
 
     Returns the gradient of every parameter that the loss depends on, by the parameter's name.
-    `seed` emits the gradient of the loss (1, times the loss scaling).
+    `seed` emits the gradient of the loss (1, times the loss scaling). With `wide_losses` it may be float32 where the
+    loss is float16, and so may the gradients be of what the loss is added up of (PopART's `EnsureFp32LossScale`).
     """
     needing = requires_grad(program)
     if loss not in needing:
         return {}
-    backward = Backward(program, needing)
+    backward = Backward(program, needing, wide_losses)
     with program.before(program.output):
         backward.run(rule_of, loss, seed(backward))
         gradients = {}

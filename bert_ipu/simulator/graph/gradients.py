@@ -273,6 +273,8 @@ def _identity_loss(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     shape = _shape(x)
     if node.kwargs["reduction"] == "mean":
         grad = b.emit(aten.div.Tensor, grad, math.prod(shape))
+    if shape:
+        grad = b.cast(grad, x.meta["val"].dtype)
     yield x, b.emit(aten.expand.default, grad, list(shape), operand=0)
 
 

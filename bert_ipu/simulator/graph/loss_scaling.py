@@ -151,6 +151,9 @@ def _is_statistic(producer: fx.Node) -> bool:
     reads_weight = any("variable" in read.meta for read in producer.all_input_nodes)
     return not (
         producer.target in _VIEWS
+        or (
+            producer.target is aten._to_copy.default and not producer.meta["val"].shape
+        )  # the loss scale rounded
         or _is_seed(producer)
         or reads_weight
         or any(_is_seed(read) for read in producer.all_input_nodes)
