@@ -299,9 +299,8 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
         factor = _loss_scaling(program, scale)
         if request.loss_scaling is None:
             return backward.cast(backward.emit(aten.mul.Tensor, made, factor), value.dtype)
-        return backward.emit(
-            aten.mul.Tensor, made, adapt_scale(program, factor)
-        )  # float32: it outgrows float16
+        # Stays float32, as the factor outgrows float16.
+        return backward.emit(aten.mul.Tensor, made, adapt_scale(program, factor))
 
     found = differentiate(program, loss, seed, _rule_of, wide_losses=request.loss_scaling is not None)
     for name, node in found.items():

@@ -89,9 +89,8 @@ def _set_behaviour(validate: bool, fast: bool, compiling: bool, detect: Any) -> 
         torch.compiler.is_compiling(),
         transformer._detect_is_causal_mask,
     )
-    distribution.set_default_validate_args(
-        validate
-    )  # As PopTorch: no looking whether arguments are in range.
+    # As PopTorch: no looking whether arguments are in range.
+    distribution.set_default_validate_args(validate)
     torch.backends.mha.set_fastpath_enabled(fast)  # Encoder layers would look for padding to leave out.
     torch.compiler._is_compiling_flag = compiling  # Libraries such as transformers ask before they look.
     transformer._detect_is_causal_mask = detect

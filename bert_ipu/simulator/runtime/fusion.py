@@ -333,7 +333,7 @@ def _embedding_grad(m: _Matcher, found: Instruction) -> None:
 
 
 def _loss_grad(m: _Matcher, found: Instruction) -> None:
-    """The gradient of a product's scores, which nothing else reads from then on: it is written over them"""
+    """The gradient of a product's scores, which nothing else reads from then on: it is written over them."""
     viewed = m.maker(found.args[1], torch.reshape)
     scores = found.args[1] if viewed is None else viewed.args[0]
     rounded = m.maker(scores, *heads.ROUNDINGS)
