@@ -8,20 +8,24 @@ from dataclasses import dataclass
 
 NUMERICS = ("ipu", "fast")
 DEVICES = ("cpu", "cuda", "null")
+HALF_OVERFLOWS = ("saturate", "infinity")
 
 
 @dataclass(frozen=True)
 class SimulatorParams:
     """Switches of the simulator itself; the defaults are the strict ones.
 
-    None of them changes what a program means, apart from `numerics`, which chooses how half precision is
-    rounded. Raises ValueError for a value that is not allowed.
+    None of them changes what a program means, apart from `numerics` and `half_overflow`, which choose how half
+    precision is rounded. Raises ValueError for a value that is not allowed.
     """
 
     numerics: str = "ipu"
     """"ipu": fp16 values, rounded to fp16 at the output of each operator, fp32 arithmetic inside. "fast":
     half precision is bf16 (fp32 where the CPU has no fast bf16, multiplied in fp16 where that is quicker), with
     fp32 master copies of the weights."""
+    half_overflow: str = "saturate"
+    """What numerics "ipu" makes of a finite value beyond fp16's range: "saturate": +-65504, as an IPU does while
+    floating-point exceptions are off; "infinity": infinity, as IEEE 754 and GPUs do."""
     device: str = "cpu"
     """"cpu", "cuda" (or "cuda:N"), or "null", which compiles and never allocates or runs."""
     threads: int | None = None
@@ -43,6 +47,10 @@ class SimulatorParams:
     def __post_init__(self) -> None:
         if self.numerics not in NUMERICS:
             raise ValueError(f"numerics={self.numerics!r} is unknown; choose one of {', '.join(NUMERICS)}")
+        if self.half_overflow not in HALF_OVERFLOWS:
+            raise ValueError(
+                f"half_overflow={self.half_overflow!r} is unknown; choose one of {', '.join(HALF_OVERFLOWS)}"
+            )
         if self.device.split(":")[0] not in DEVICES:
             raise ValueError(f"device={self.device!r} is unknown; choose cpu, cuda, cuda:N or null")
         if self.threads is not None and self.threads < 1:

@@ -230,8 +230,11 @@ def test_casts_truncate_and_saturate() -> None:
     x = torch.tensor([1.9, -1.9, 1e20, -1e20, 0.0])
     assert run("cast", x, out_dtype="INT32").tolist() == [1, -1, 2**31 - 1, -(2**31), 0]
     assert run("cast", x, out_dtype="BOOL").tolist() == [True, True, True, True, False]
-    wide = torch.randn(1000)
+    wide = torch.cat([torch.randn(1000), torch.tensor([torch.inf, -torch.inf])])
     assert torch.equal(run("cast", wide, out_dtype="FLOAT16"), wide.half())
+    large = torch.tensor([65520.0, -1e6, 1e30] * 3)  # eight elements go together
+    assert run("cast", large, out_dtype="FLOAT16").tolist() == [65504, -65504, 65504] * 3
+    assert run("cast", large[1:2].int(), out_dtype="FLOAT16").tolist() == [-65504]
 
 
 @pytest.mark.parametrize("axis", [0, 1])

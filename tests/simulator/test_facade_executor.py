@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import bert_ipu.simulator.poptorch as poptorch
+from bert_ipu import simulator
+from bert_ipu.simulator import SimulatorParams
 from bert_ipu.simulator.poptorch import wrapping
 
 
@@ -255,6 +257,30 @@ def test_floating_point_exceptions_stop_the_run_where_they_are_enabled(divisor: 
     assert run(True, -1.0).isinf().all(), "infinity that the program writes itself is no exception"
     with pytest.raises(poptorch.Error, match=fault):
         run(True, divisor)
+
+
+class _Squared(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * x
+
+
+def test_float16_saturates_as_on_the_device_and_overflow_can_be_made_to_show() -> None:
+    """Poplar's `FloatingPointBehaviour`; PopART sets it only where exceptions are enabled."""
+    x = torch.tensor([300.0, -2.0, torch.inf], dtype=torch.float16)
+
+    def run(options: poptorch.Options) -> list[float]:
+        return poptorch.inferenceModel(_Squared(), options)(x).tolist()
+
+    assert run(_options()) == [65504.0, 4.0, torch.inf]
+    stopped = _options()
+    stopped.Precision.enableFloatingPointExceptions(True)
+    with pytest.raises(poptorch.Error, match="overflow"):
+        poptorch.inferenceModel(_Squared(), stopped)(x[:2])
+    simulator.install(SimulatorParams(half_overflow="infinity"))
+    try:
+        assert run(_options()) == [torch.inf, 4.0, torch.inf]
+    finally:
+        simulator.install(SimulatorParams())
 
 
 class _GroupNormed(torch.nn.Module):

@@ -16,7 +16,7 @@ from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.engine import Executable
-from bert_ipu.simulator.runtime.numerics import choose_numerics
+from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
 
 B, S, H = 3, 4, 6
@@ -136,7 +136,7 @@ def test_running_means(chunk: int, replicas: int) -> None:
         reduction=Reduction(COUNT, replicas, running=True),
     )  # fmt: skip
     program = compile_program(request)
-    each = batching.peak_bytes(program, choose_numerics("ipu", torch.device("cpu"), None, False, False))
+    each = batching.peak_bytes(program, Numerics("ipu", torch.float32))
     settings = ExecutionSettings(gradient_accumulation=COUNT, replication_factor=replicas)
     executable = Executable(program, settings, SimulatorParams(chunk_bytes=chunk * each))
     assert executable.plan.chunk == chunk

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bert_ipu.simulator.runtime import numerics, random
+from bert_ipu.simulator.runtime import random, rounding
 from bert_ipu.simulator.runtime.native import load_kernels
 from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
 
@@ -83,7 +83,7 @@ def test_uniform_and_normal_have_their_moments() -> None:
 def test_stochastic_rounding_is_unbiased(value: float, native: bool) -> None:
     for sign in (1.0, -1.0):
         x = torch.full((1 << 18,), sign * value)
-        rounded = numerics.round_half_stochastic(x.clone(), draws((0, 0), native=native), 1)
+        rounded = rounding.round_half_stochastic(x.clone(), draws((0, 0), native=native), 1, torch.inf)
         down, up = sorted({float(v) for v in rounded.unique()} | {float(x[0].half())})[:2] or (0.0, 0.0)
         assert torch.equal(rounded, rounded.half().float())
         assert abs(float(rounded.double().mean()) - sign * value) < 4 * (up - down) / 2 / 512 + 1e-12
@@ -95,28 +95,37 @@ def test_rounding_kernels_equal_torch() -> None:
     x = torch.cat([torch.randn(4001) * scale for scale in (1e-8, 1e-5, 1.0, 3e4)])
     x = torch.cat([x, torch.tensor([0.0, -0.0, torch.inf, -torch.inf, 65504.0, 65519.0, 65520.0, 1e30])])
     kernels = load_kernels()
-    assert torch.equal(numerics.round_half(x.clone(), kernels), x.half().float())
+    assert torch.equal(rounding.round_half(x.clone(), kernels, torch.inf), x.half().float())
     places = draws((0, 3)), draws((0, 3), native=False)
-    native, plain = (numerics.round_half_stochastic(x.clone(), each, 4) for each in places)
+    native, plain = (rounding.round_half_stochastic(x.clone(), each, 4, torch.inf) for each in places)
     assert torch.equal(native, plain)
-    assert numerics.round_half_stochastic(torch.tensor([torch.nan]), places[0], 4).isnan()
+    assert rounding.round_half_stochastic(torch.tensor([torch.nan]), places[0], 4, torch.inf).isnan()
 
 
-def test_stochastic_rounding_keeps_half_values_and_overflows_to_infinity() -> None:
+def test_stochastic_rounding_keeps_half_values() -> None:
     exact = torch.arange(-2048, 2049).float()
-    assert torch.equal(numerics.round_half_stochastic(exact.clone(), draws((0, 0)), 1), exact)
-    assert numerics.round_half_stochastic(torch.tensor([1e6, -1e6]), draws((0, 0)), 1).tolist() == [
-        torch.inf,
-        -torch.inf,
-    ]
+    assert torch.equal(rounding.round_half_stochastic(exact.clone(), draws((0, 0)), 1, torch.inf), exact)
+
+
+@pytest.mark.parametrize("overflow", [65504.0, torch.inf])
+@pytest.mark.parametrize("native", [pytest.param(True, marks=pytest.mark.cpp), False])
+def test_what_is_too_large_saturates_or_becomes_infinite(overflow: float, native: bool) -> None:
+    """Poplar's `FloatingPointBehaviour`: without NaN on overflow, half saturates; infinity propagates."""
+    x = torch.tensor([65520.0, -65520.0, 1e30, -1e6, torch.inf, -torch.inf, torch.nan, 65504.0, -2.0])
+    expected = [overflow, -overflow, overflow, -overflow, torch.inf, -torch.inf, torch.nan, 65504.0, -2.0]
+    nearest = rounding.round_half(x.clone(), load_kernels() if native else None, overflow)
+    torch.testing.assert_close(nearest, torch.tensor(expected), rtol=0.0, atol=0.0, equal_nan=True)
+    x[:2] *= 1.01  # 65520 lies between 65504 and the power of two after it
+    stochastic = rounding.round_half_stochastic(x, draws((0, 0), native=native), 1, overflow)
+    torch.testing.assert_close(stochastic, torch.tensor(expected), rtol=0.0, atol=0.0, equal_nan=True)
 
 
 @pytest.mark.cpp
 def test_fp16_values_are_left_alone_whatever_stands_beside_them() -> None:
     exact = torch.cat([torch.randn(500).half().float(), torch.zeros(200), torch.full((68,), 2.0**-24)])
-    assert torch.equal(numerics.round_half_stochastic(exact.clone(), draws((0, 0)), 3), exact)
+    assert torch.equal(rounding.round_half_stochastic(exact.clone(), draws((0, 0)), 3, torch.inf), exact)
     mixed = exact.clone()
     mixed[::100] = 1 / 3
-    rounded = numerics.round_half_stochastic(mixed.clone(), draws((0, 0)), 3)
+    rounded = rounding.round_half_stochastic(mixed.clone(), draws((0, 0)), 3, torch.inf)
     assert torch.equal(rounded[mixed == exact], exact[mixed == exact])
     assert set(rounded[::100].tolist()) <= {0.333251953125, 0.33349609375}

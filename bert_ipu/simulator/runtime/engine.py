@@ -66,13 +66,7 @@ class Executable:
             keep_freed_memory()
         native = params.native_kernels and self.device.type == "cpu"
         self.kernels: Kernels | None = load_kernels() if native else None
-        self.numerics = choose_numerics(
-            params.numerics,
-            self.device,
-            self.kernels,
-            settings.stochastic_rounding,
-            settings.float_exceptions,
-        )
+        self.numerics = choose_numerics(params, settings, self.device, self.kernels)
         self.replication: Replication = analyse_replication(
             program,
             settings.replication_factor,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_ipu.simulator.runtime import numerics
 from bert_ipu.simulator.runtime.instructions import Instruction, Name
+from bert_ipu.simulator.runtime.rounding import round_half, round_half_stochastic
 
-ROUNDINGS = (numerics.round_half, numerics.round_half_stochastic)
+ROUNDINGS = (round_half, round_half_stochastic)
 SELECT_BACKWARD = torch.ops.aten.select_backward.default
 
 

@@ -16,11 +16,11 @@ from torch import Tensor, fx
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
 from bert_ipu.simulator.runtime import exceptions, losses, operators, optimizer_ops, products
-from bert_ipu.simulator.runtime import numerics as rounding
 from bert_ipu.simulator.runtime.custom import CUSTOM, custom_op_function
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
+from bert_ipu.simulator.runtime.rounding import round_half, round_half_stochastic
 
 aten = torch.ops.aten
 
@@ -167,8 +167,10 @@ class Emitter:
             name = self.code.emit(torch.clone, name)
         if self.numerics.stochastic:
             self._producer(name).hoistable = False  # rounding writes into it again at each micro-batch
-            return self.code.emit(rounding.round_half_stochastic, name, DRAWS, number, pure=pure)
-        return self.code.emit(rounding.round_half, name, self.kernels, pure=pure)
+            return self.code.emit(
+                round_half_stochastic, name, DRAWS, number, self.numerics.overflow, pure=pure
+            )
+        return self.code.emit(round_half, name, self.kernels, self.numerics.overflow, pure=pure)
 
     def _producer(self, name: Name) -> Instruction:
         return next(i for i in reversed(self.code.instructions) if name in i.results)

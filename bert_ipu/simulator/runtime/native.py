@@ -45,8 +45,8 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     "add_rows_f32": (POINTER, POINTER, INT, INT, INT, POINTER),
     "half_products": (POINTER,),
     "half_matmul": (POINTER,),
-    "round_half": (POINTER, POINTER, INT),
-    "round_half_stochastic": (POINTER, INT, INT, *DRAW),
+    "round_half": (POINTER, POINTER, INT, FLOAT),
+    "round_half_stochastic": (POINTER, INT, INT, FLOAT, *DRAW),
 }
 
 

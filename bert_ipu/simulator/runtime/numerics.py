@@ -14,14 +14,12 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
+from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.products import has_half_products
-from bert_ipu.simulator.runtime.random import ROUNDING, ROUNDS_OF_ROUNDING, Draws, words_in_torch
-
-HALF_MAX = 65504.0
-HALF_SMALLEST_NORMAL = 2.0**-14
+from bert_ipu.simulator.runtime.rounding import HALF_MAX
+from bert_ipu.simulator.runtime.settings import ExecutionSettings
 
 
 @dataclass(frozen=True)
@@ -34,6 +32,8 @@ class Numerics:
     stochastic: bool = False
     traps: bool = False
     """Whether an operator that makes NaN or infinity stops the run."""
+    overflow: float = math.inf
+    """What a finite value that is too large for fp16 becomes when it is rounded."""
     half_products: bool = False
     """Whether fp16 values, carried in float32, are multiplied in fp16."""
 
@@ -56,11 +56,17 @@ def _narrow(dtype: torch.dtype) -> torch.dtype:
 
 
 def choose_numerics(
-    mode: str, device: torch.device, kernels: Kernels | None, stochastic: bool, traps: bool
+    params: SimulatorParams, settings: ExecutionSettings, device: torch.device, kernels: Kernels | None
 ) -> Numerics:
-    """The numerics of a run; "fast" takes bf16 only where the device multiplies it faster than float32."""
+    """The numerics of a run; "fast" takes bf16 only where the device multiplies it faster than float32.
+
+    An IPU whose floating-point exceptions are on does not saturate (PopART's `setFloatingPointBehaviour`).
+    """
+    mode, traps = params.numerics, settings.float_exceptions
     if mode == "ipu":
-        return Numerics(mode, torch.float32, stochastic, traps)
+        saturates = params.half_overflow == "saturate" and not traps
+        overflow = HALF_MAX if saturates else math.inf
+        return Numerics(mode, torch.float32, settings.stochastic_rounding, traps, overflow=overflow)
     if has_fast_bf16(device):
         return Numerics(mode, torch.bfloat16, traps=traps)
     half_products = kernels is not None and has_half_products(kernels)
@@ -97,51 +103,3 @@ def _bf16_speed_up() -> float:
             torch.mm(left, right)
             best[dtype] = min(best[dtype], time.perf_counter() - started)
     return best[torch.float32] / best[torch.bfloat16]
-
-
-def round_half(x: Tensor, kernels: Kernels | None) -> Tensor:
-    """float32 x rounded to the nearest fp16 value, in place where x is dense; overflow gives infinity."""
-    if kernels is None or x.device.type != "cpu" or not x.is_contiguous():
-        return x.half().float()
-    kernels.round_half(x.data_ptr(), x.data_ptr(), x.numel())
-    return x
-
-
-def round_half_stochastic(x: Tensor, draws: Draws, op: int) -> Tensor:
-    """float32 x rounded to one of its two fp16 neighbours, with the probability of its distance; in place if
-    dense.
-
-    x: [K * n, ...] or [K, ...] for K streams.
-    """
-    elements = x.numel() // draws.streams
-    x = x.contiguous()
-    if draws.kernels is not None and x.device.type == "cpu":
-        draws.kernels.round_half_stochastic(
-            x.data_ptr(), draws.streams, elements, draws.key_pointer, op | ROUNDING, draws.places_pointer
-        )
-        return x
-    return _round_half_stochastic_in_torch(x, draws, op)
-
-
-def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int) -> Tensor:
-    """The same function as `kernels/rounding.cpp`, element by element."""
-    elements = x.numel() // draws.streams
-    random16 = _halves(draws, op | ROUNDING, elements, x.device).view(x.shape)
-    magnitude = x.abs()
-    bits = magnitude.view(torch.int32) + (random16 >> 3).to(torch.int32)
-    normal = (bits & ~0x1FFF).view(torch.float32)
-    units = magnitude * 2.0**24
-    whole = units.floor()
-    subnormal = (whole + (random16 < ((units - whole) * 65536.0).floor())) * 2.0**-24
-    rounded = torch.where(magnitude < HALF_SMALLEST_NORMAL, subnormal, normal)
-    rounded = torch.where(rounded > HALF_MAX, torch.inf, rounded)
-    return torch.where(x.isnan(), x, torch.copysign(rounded, x))
-
-
-def _halves(draws: Draws, op: int, elements: int, device: torch.device) -> Tensor:
-    """[streams, elements]: of every 128 elements, the low halves of 64 words, then the high ones."""
-    spans = -(-elements // 128)
-    words = words_in_torch(draws, op, spans * 64, device, ROUNDS_OF_ROUNDING)
-    words = words.view(draws.streams, spans, 1, 64)
-    halves = torch.cat([words & 0xFFFF, words >> 16], dim=2)
-    return halves.reshape(draws.streams, spans * 128)[:, :elements]

@@ -1,4 +1,5 @@
 // Element types: sizes, names and conversions.
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -54,9 +55,16 @@ void halfToFloatPortable(const Half *source, float *out, std::size_t n) {
     out[i] = static_cast<float>(source[i]);
 }
 
+// Finite values beyond the range of half become its largest ones.
+Half toHalf(double value) {
+  constexpr double largest = 65504;
+  return static_cast<Half>(
+      std::isinf(value) ? value : std::clamp(value, -largest, largest));
+}
+
 void floatToHalfPortable(const float *values, Half *out, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i)
-    out[i] = static_cast<Half>(values[i]);
+    out[i] = toHalf(values[i]);
 }
 
 #if defined(__x86_64__)
@@ -73,10 +81,19 @@ halfToFloatF16c(const Half *source, float *out, std::size_t n) {
 
 __attribute__((target("f16c,avx"))) void
 floatToHalfF16c(const float *values, Half *out, std::size_t n) {
+  const __m256 sign = _mm256_set1_ps(-0.0f), largest = _mm256_set1_ps(65504.0f);
+  const __m256 infinity =
+      _mm256_set1_ps(std::numeric_limits<float>::infinity());
   std::size_t i = 0;
   for (; i + 8 <= n; i += 8) {
-    __m128i packed =
-        _mm256_cvtps_ph(_mm256_loadu_ps(values + i), _MM_FROUND_TO_NEAREST_INT);
+    const __m256 x = _mm256_loadu_ps(values + i);
+    // min and max give their second operand where one is NaN.
+    const __m256 clamped =
+        _mm256_max_ps(_mm256_or_ps(largest, sign), _mm256_min_ps(largest, x));
+    const __m256 infinite =
+        _mm256_cmp_ps(_mm256_andnot_ps(sign, x), infinity, _CMP_EQ_OQ);
+    __m128i packed = _mm256_cvtps_ph(_mm256_blendv_ps(clamped, x, infinite),
+                                     _MM_FROUND_TO_NEAREST_INT);
     _mm_storeu_si128(reinterpret_cast<__m128i *>(out + i), packed);
   }
   floatToHalfPortable(values + i, out + i, n - i);
@@ -212,8 +229,12 @@ void fromInt(const std::int64_t *values, Type type, char *out, std::size_t n) {
   withStorage(type, [&](auto *tag) {
     using T = std::remove_pointer_t<decltype(tag)>;
     T *typed = reinterpret_cast<T *>(out);
-    for (std::size_t i = 0; i < n; ++i)
-      typed[i] = static_cast<T>(values[i]);
+    for (std::size_t i = 0; i < n; ++i) {
+      if constexpr (std::is_same_v<T, Half>)
+        typed[i] = toHalf(static_cast<double>(values[i]));
+      else
+        typed[i] = static_cast<T>(values[i]);
+    }
   });
 }
 

@@ -1,9 +1,11 @@
 // Rounding of float values to the nearest fp16 value, or stochastically to one
-// of its two neighbours.
+// of its two neighbours. Finite values beyond its range become `overflow`;
+// infinity and NaN stay what they are.
 #include <immintrin.h>
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 
 #include "formats.hpp"
 #include "philox.hpp"
@@ -32,7 +34,7 @@ inline Bits load_bits(const void *from) {
 // Round |value| down or up on the fp16 grid with a probability equal to the
 // distance, using 16 random bits. The grid is 2^-10 of the value's power of
 // two, and 2^-24 below 2^-14 (subnormal numbers).
-inline Bits round_stochastically(Bits bits, Bits random16) {
+inline Bits round_stochastically(Bits bits, Bits random16, uint32_t overflow) {
   const Bits size = bits & 0x7FFFFFFFu;
   // Normal numbers: the low 13 bits are dropped; adding 13 random bits carries
   // with the right probability.
@@ -45,8 +47,8 @@ inline Bits round_stochastically(Bits bits, Bits random16) {
       16;
   const Floats subnormal = __builtin_convertvector(carried, Floats) * 0x1p-24f;
   Bits rounded = size < kSmallestNormal ? Bits(subnormal) : normal;
-  rounded = rounded > kHalfMax ? Bits{} + kInfinity : rounded;
-  rounded = size > kInfinity ? size : rounded; // NaN
+  rounded = rounded > kHalfMax ? Bits{} + overflow : rounded;
+  rounded = size >= kInfinity ? size : rounded; // infinity and NaN
   return rounded | (bits & 0x80000000u);
 }
 
@@ -70,7 +72,8 @@ inline bool all_exact(const float *values) {
 }
 
 // Rounds kSpan elements in place.
-void round_span(float *values, const Draw &draw, uint64_t span) {
+void round_span(float *values, uint32_t overflow, const Draw &draw,
+                uint64_t span) {
   if (all_exact(values))
     return;
   alignas(64) uint32_t words[kGroup];
@@ -78,12 +81,30 @@ void round_span(float *values, const Draw &draw, uint64_t span) {
   for (int i = 0; i < kGroup; i += kLanes) {
     const Bits random = load_bits(words + i);
     const Bits first =
-        round_stochastically(load_bits(values + i), random & 0xFFFFu);
-    const Bits second =
-        round_stochastically(load_bits(values + kGroup + i), random >> 16);
+        round_stochastically(load_bits(values + i), random & 0xFFFFu, overflow);
+    const Bits second = round_stochastically(load_bits(values + kGroup + i),
+                                             random >> 16, overflow);
     std::memcpy(values + i, &first, sizeof first);
     std::memcpy(values + kGroup + i, &second, sizeof second);
   }
+}
+
+// Finite values are brought into [-limit, limit]. Of two operands min and max
+// give the second where one is NaN.
+inline __m256 clamp_finite(__m256 x, __m256 limit) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  const __m256 clamped =
+      _mm256_max_ps(_mm256_or_ps(limit, sign), _mm256_min_ps(limit, x));
+  const __m256 infinite = _mm256_cmp_ps(
+      _mm256_andnot_ps(sign, x),
+      _mm256_set1_ps(std::numeric_limits<float>::infinity()), _CMP_EQ_OQ);
+  return _mm256_blendv_ps(clamped, x, infinite);
+}
+
+inline void round_eight(const float *x, float *out, __m256 limit) {
+  const __m256 clamped = clamp_finite(_mm256_loadu_ps(x), limit);
+  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm256_cvtps_ph(
+                            clamped, _MM_FROUND_TO_NEAREST_INT)));
 }
 
 } // namespace
@@ -93,27 +114,28 @@ using namespace bert_ipu;
 
 extern "C" {
 
-void bert_ipu_round_half(const float *x, float *out, int64_t elements) {
-  const int64_t blocks = elements / 16;
+void bert_ipu_round_half(const float *x, float *out, int64_t elements,
+                         float overflow) {
+  const __m256 limit = _mm256_set1_ps(overflow);
+  const int64_t blocks = elements / 8, left = elements % 8;
 #pragma omp parallel for schedule(static) if (elements >= kParallelFrom)
-  for (int64_t block = 0; block < blocks; ++block) {
-    const __m256i low = _mm256_castsi128_si256(
-        _mm256_cvtps_ph(_mm256_loadu_ps(x + block * 16), 0));
-    const __m128i high =
-        _mm256_cvtps_ph(_mm256_loadu_ps(x + block * 16 + 8), 0);
-    _mm256_storeu_ps(out + block * 16,
-                     _mm256_cvtph_ps(_mm256_castsi256_si128(low)));
-    _mm256_storeu_ps(out + block * 16 + 8, _mm256_cvtph_ps(high));
+  for (int64_t block = 0; block < blocks; ++block)
+    round_eight(x + block * 8, out + block * 8, limit);
+  if (left > 0) {
+    float padded[8] = {};
+    const size_t bytes = size_t(left) * sizeof(float);
+    std::memcpy(padded, x + blocks * 8, bytes);
+    round_eight(padded, padded, limit);
+    std::memcpy(out + blocks * 8, padded, bytes);
   }
-  for (int64_t i = blocks * 16; i < elements; ++i)
-    out[i] = _cvtsh_ss(_cvtss_sh(x[i], 0));
 }
 
 // Each stream covers `elements` elements, which are rounded in place. Of every
 // 128, the first 64 take the low halves of 64 words, the rest the high ones.
 void bert_ipu_round_half_stochastic(float *x, int64_t streams, int64_t elements,
-                                    const uint32_t *key, uint32_t op,
-                                    const uint32_t *places) {
+                                    float overflow, const uint32_t *key,
+                                    uint32_t op, const uint32_t *places) {
+  const uint32_t limit = bits_of(overflow);
   const int64_t whole = elements / kSpan, left = elements % kSpan;
 #pragma omp parallel if (streams * elements >= kParallelFrom)
   for (int64_t s = 0; s < streams; ++s) {
@@ -121,13 +143,13 @@ void bert_ipu_round_half_stochastic(float *x, int64_t streams, int64_t elements,
     float *first = x + s * elements;
 #pragma omp for schedule(static) nowait
     for (int64_t span = 0; span < whole; ++span)
-      round_span(first + span * kSpan, draw, uint64_t(span));
+      round_span(first + span * kSpan, limit, draw, uint64_t(span));
 #pragma omp single nowait
     if (left > 0) {
       float padded[kSpan] = {};
       const size_t bytes = size_t(left) * sizeof(float);
       std::memcpy(padded, first + whole * kSpan, bytes);
-      round_span(padded, draw, uint64_t(whole));
+      round_span(padded, limit, draw, uint64_t(whole));
       std::memcpy(first + whole * kSpan, padded, bytes);
     }
   }

@@ -1,0 +1,71 @@
+"""Rounding of float32 values to fp16, to the nearest or stochastically; `kernels/rounding.cpp` does the same.
+
+What a finite value beyond fp16's range becomes is `overflow`: 65504 on an IPU, infinity in IEEE 754.  Infinity and
+NaN stay what they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bert_ipu.simulator.runtime.native import Kernels
+from bert_ipu.simulator.runtime.random import ROUNDING, ROUNDS_OF_ROUNDING, Draws, words_in_torch
+
+HALF_MAX = 65504.0
+HALF_SMALLEST_NORMAL = 2.0**-14
+
+
+def round_half(x: Tensor, kernels: Kernels | None, overflow: float) -> Tensor:
+    """float32 x rounded to the nearest fp16 value, in place where x is dense."""
+    if kernels is None or x.device.type != "cpu" or not x.is_contiguous():
+        rounded = x.half().float()
+        return torch.where(x.isfinite(), rounded.clamp(-overflow, overflow), rounded)
+    kernels.round_half(x.data_ptr(), x.data_ptr(), x.numel(), overflow)
+    return x
+
+
+def round_half_stochastic(x: Tensor, draws: Draws, op: int, overflow: float) -> Tensor:
+    """float32 x rounded to one of its two fp16 neighbours, with the probability of its distance; in place if
+    dense.
+
+    x: [K * n, ...] or [K, ...] for K streams.
+    """
+    elements = x.numel() // draws.streams
+    x = x.contiguous()
+    if draws.kernels is not None and x.device.type == "cpu":
+        draws.kernels.round_half_stochastic(
+            x.data_ptr(),
+            draws.streams,
+            elements,
+            overflow,
+            draws.key_pointer,
+            op | ROUNDING,
+            draws.places_pointer,
+        )
+        return x
+    return _round_half_stochastic_in_torch(x, draws, op, overflow)
+
+
+def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int, overflow: float) -> Tensor:
+    """The same function as the kernel, element by element."""
+    elements = x.numel() // draws.streams
+    random16 = _halves(draws, op | ROUNDING, elements, x.device).view(x.shape)
+    magnitude = x.abs()
+    bits = magnitude.view(torch.int32) + (random16 >> 3).to(torch.int32)
+    normal = (bits & ~0x1FFF).view(torch.float32)
+    units = magnitude * 2.0**24
+    whole = units.floor()
+    subnormal = (whole + (random16 < ((units - whole) * 65536.0).floor())) * 2.0**-24
+    rounded = torch.where(magnitude < HALF_SMALLEST_NORMAL, subnormal, normal)
+    rounded = torch.where(rounded > HALF_MAX, overflow, rounded)
+    return torch.where(x.isfinite(), torch.copysign(rounded, x), x)
+
+
+def _halves(draws: Draws, op: int, elements: int, device: torch.device) -> Tensor:
+    """[streams, elements]: of every 128 elements, the low halves of 64 words, then the high ones."""
+    spans = -(-elements // 128)
+    words = words_in_torch(draws, op, spans * 64, device, ROUNDS_OF_ROUNDING)
+    words = words.view(draws.streams, spans, 1, 64)
+    halves = torch.cat([words & 0xFFFF, words >> 16], dim=2)
+    return halves.reshape(draws.streams, spans * 128)[:, :elements]
