@@ -97,9 +97,10 @@ def test_the_edge_decides() -> None:
     assert run(options, 4)[0] == [1, 2, 1, 2]
 
 
-def test_infinite_gradients_are_large() -> None:
-    used, _ = run(Options(), 4, x=torch.tensor([65504.0, 1.0, 1.0, 1.0], dtype=torch.float16))
+def test_gradients_that_overflow_are_large_and_leave_weights_finite() -> None:
+    used, weight = run(Options(), 4, x=torch.tensor([65504.0, 1.0, 1.0, 1.0], dtype=torch.float16))
     assert used == [1, 0.5, 0.25, 0.125]
+    assert weight.isfinite().all()
 
 
 def test_the_factor_may_change_less_often() -> None:

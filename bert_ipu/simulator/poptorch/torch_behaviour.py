@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
+from torch.utils import checkpoint
 
 from ..graph.captured import CapturedTensor
 from ._logging import logger
@@ -70,32 +71,47 @@ def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
     return func is not torch.tensor and any(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values()))
 
 
+def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return is_causal is True
+
+
+class _CalledAtOnce:
+    """For `torch.utils.checkpoint`'s reentrant kind: what is kept and what computed again is the compiler's choice."""
+
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
+        return function(*args)
+
+
+def _around_the_call(
+    function: Callable[..., Any], preserve_rng_state: bool, context_fn: Callable[[], Any], *_: Any, **__: Any
+) -> Iterator[None]:
+    """For the other kind: of its two contexts, the one for the forward; no function is called again."""
+    forward, _recompute = context_fn()
+    with forward:
+        yield
+
+
+_WHILE_CAPTURING: tuple[tuple[Any, str, Any], ...] = (
+    (torch.distributions.Distribution, "_validate_args", False),  # As PopTorch: whether values are in range.
+    (torch.backends.mha, "_is_fastpath_enabled", False),  # Encoder layers would look for padding to leave out.
+    (torch.compiler, "_is_compiling_flag", True),  # Libraries such as transformers ask before they look.
+    (transformer, "_detect_is_causal_mask", _said_to_be_causal),
+    # torch would save the random numbers of a module `torch.ipu`, and warns of inputs without gradients.
+    (checkpoint, "CheckpointFunction", _CalledAtOnce),
+    (checkpoint, "_checkpoint_without_reentrant_generator", _around_the_call),
+)
+"""What stands where in torch meanwhile."""
+
+
 @contextmanager
 def torch_without_values() -> Iterator[None]:
     """Inside, Python decides nothing by the values of tensors, which are not known yet, where it can do without."""
-    before = _set_behaviour(False, False, True, _said_to_be_causal)
+    before = [getattr(owner, name) for owner, name, _ in _WHILE_CAPTURING]
     try:
+        for owner, name, value in _WHILE_CAPTURING:
+            setattr(owner, name, value)
         yield
     finally:
-        _set_behaviour(*before)
-
-
-def _set_behaviour(validate: bool, fast: bool, compiling: bool, detect: Any) -> tuple[bool, bool, bool, Any]:
-    """Change what torch does, and return what it did before."""
-    distribution = torch.distributions.Distribution
-    before = (
-        distribution._validate_args,
-        torch.backends.mha.get_fastpath_enabled(),
-        torch.compiler.is_compiling(),
-        transformer._detect_is_causal_mask,
-    )
-    # As PopTorch: no looking whether arguments are in range.
-    distribution.set_default_validate_args(validate)
-    torch.backends.mha.set_fastpath_enabled(fast)  # Encoder layers would look for padding to leave out.
-    torch.compiler._is_compiling_flag = compiling  # Libraries such as transformers ask before they look.
-    transformer._detect_is_causal_mask = detect
-    return before
-
-
-def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
-    return is_causal is True
+        for (owner, name, _), value in zip(_WHILE_CAPTURING, before):
+            setattr(owner, name, value)
