@@ -94,7 +94,7 @@ def _around_the_call(
 
 _WHILE_CAPTURING: tuple[tuple[Any, str, Any], ...] = (
     (torch.distributions.Distribution, "_validate_args", False),  # As PopTorch: whether values are in range.
-    (torch.backends.mha, "_is_fastpath_enabled", False),  # Encoder layers would look for padding to leave out.
+    (torch.backends.mha, "_is_fastpath_enabled", False),  # Encoder layers would look for padding.
     (torch.compiler, "_is_compiling_flag", True),  # Libraries such as transformers ask before they look.
     (transformer, "_detect_is_causal_mask", _said_to_be_causal),
     # torch would save the random numbers of a module `torch.ipu`, and warns of inputs without gradients.
