@@ -237,6 +237,27 @@ def test_casts_truncate_and_saturate() -> None:
     assert run("cast", large[1:2].int(), out_dtype="FLOAT16").tolist() == [-65504]
 
 
+@pytest.mark.parametrize(
+    ("on_a_tile", "order", "expected"),
+    [
+        (96, (0, 1, 2), [2, 8, 1, 4, 0, 3]),
+        (96, (2, 0, 1), [0, 8, 2, 4, 1, 3]),
+        (96, (1, 0, 2), [2, 8, 0, 4, 1, 3]),
+        (32, (0, 1, 2), [2, 8, 1, 4]),
+        (4, (0, 2, 1), [1, 4]),
+        (1, (0, 1, 2), []),
+    ],
+)
+def test_groupings_are_what_lies_side_by_side_on_a_tile(
+    on_a_tile: int, order: tuple[int, ...], expected: list[int]
+) -> None:
+    """`poputil/VarStructure.hpp`: pairs of dimension and size, the innermost first."""
+    found = run(
+        "groupings", torch.zeros(1), ints=[on_a_tile, *order], out_shape=[len(expected)], out_dtype="INT32"
+    )
+    assert found.tolist() == expected
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_gather(axis: int) -> None:
     x, index = torch.randn(5, 6), torch.tensor([3, 0, 3, 1], dtype=torch.int32)
@@ -369,9 +390,7 @@ def test_a_crash_or_exit_never_ends_the_process(kind: str, message: str) -> None
         probe(kind, torch.zeros(2), isolate=True).run([torch.zeros(2)])
 
 
-@pytest.mark.parametrize(
-    ("kind", "how"), [("crash", "crashed with signal 11"), ("exit", r"called exit\(\)")]
-)
+@pytest.mark.parametrize(("kind", "how"), [("crash", "crashed with signal 11"), ("exit", r"called exit\(\)")])
 def test_a_vertex_that_ends_the_process_at_its_first_run_is_an_exception(kind: str, how: str) -> None:
     x = torch.zeros(4)
     op = probe(kind, x, isolate=True, ints=[0], path=CODELETS)

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include <popart/alias/aliasmodel.hpp>
 #include <popart/error.hpp>
 #include <popart/op.hpp>
 #include <popart/opmanager.hpp>
@@ -23,6 +24,7 @@
 #include <popops/ScaledAdd.hpp>
 #include <poprand/RandomGen.hpp>
 #include <poputil/TileMapping.hpp>
+#include <poputil/VarStructure.hpp>
 #include <poputil/VertexTemplates.hpp>
 
 namespace {
@@ -70,6 +72,19 @@ public:
   popart::view::Regions aliases(popart::InIndex index,
                                 popart::OutIndex) const override {
     return modifies(index);
+  }
+
+  void growAliasModel(popart::AliasModel &model) const override {
+    model.insertUnaryModifier0(*this);
+  }
+  poprithms::memory::inplace::Proposal
+  mapInplaceProposal(const popart::AliasModel &model,
+                     popart::OperatorIdentifier id) const override {
+    return mapInplaceProposalGate0(model, id);
+  }
+  popart::ReplicatedTensorShardingIndices
+  getReplicatedTensorShardingIndices() const override {
+    return {{{0}, {0}}};
   }
 
   std::string kind;
@@ -142,6 +157,8 @@ private:
       return random(prog);
     if (kind == "loop")
       return loop(prog);
+    if (kind == "groupings")
+      return groupings();
     return vertexOrMistake(kind, prog);
   }
 
@@ -193,6 +210,23 @@ private:
       return poprand::truncatedNormal(graph(), &seed, 7u, in(0), poplar::FLOAT,
                                       0.0, 1.0, 2.0, prog);
     }
+  }
+
+  // (dimension, size) of each grouping of a [3, 4, 8] variable whose dimensions
+  // are shuffled as `ints` says after the number of neighbours on a tile.
+  Tensor groupings() const {
+    const auto list = ints();
+    const Tensor whole = graph().addVariable(poplar::HALF, {3, 4, 8}, "whole");
+    poputil::mapTensorLinearly(graph(), whole, unsigned(list[0]), 1);
+    const std::vector<unsigned> order(list.begin() + 1, list.end());
+    std::vector<int> flat;
+    for (const auto &found :
+         poputil::detectDimGroupings(graph(), whole.dimShuffle(order)))
+      flat.insert(flat.end(), {int(found.first), int(found.second)});
+    const Tensor out = graph().addConstant(
+        poplar::INT, {flat.size()}, poplar::ArrayRef<int>(flat), "groupings");
+    graph().setTileMapping(out, 0);
+    return out;
   }
 
   // Doubles as often as an attribute says.

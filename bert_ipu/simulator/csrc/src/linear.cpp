@@ -152,6 +152,12 @@ Tensor regroupIfBeneficial(poplar::Graph &, const Tensor &in, const Tensor &ref,
   return in;
 }
 
+Tensor regroupIfBeneficial(poplar::Graph &, const Tensor &in, std::size_t,
+                           poplar::program::Sequence &,
+                           const poplar::DebugContext &) {
+  return in;
+}
+
 } // namespace rearrange
 } // namespace popops
 

@@ -208,6 +208,16 @@ std::unique_ptr<Op> Op::getInplaceVariant(const OperatorIdentifier &) const {
   throw error("{} has no in-place variant", opid);
 }
 
+poprithms::memory::inplace::Proposal
+Op::mapInplaceProposal(const AliasModel &, OperatorIdentifier) const {
+  throw error("{} has no in-place variant", opid);
+}
+
+poprithms::memory::inplace::Proposal
+Op::mapInplaceProposalGate0(const AliasModel &, OperatorIdentifier) const {
+  return poprithms::memory::inplace::Proposal(0);
+}
+
 view::Regions Op::modifies(InIndex) const { return {}; }
 
 view::Regions Op::uses(InIndex index) const {

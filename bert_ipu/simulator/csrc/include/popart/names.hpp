@@ -3,7 +3,9 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace popart {
@@ -21,6 +23,9 @@ using InIndex = int;
 using OutIndex = int;
 using SubgraphIndex = int;
 using Rank = int;
+// Inputs that are sharded together, and the outputs that are then sharded.
+using ReplicatedTensorShardingIndices =
+    std::set<std::pair<std::set<InIndex>, std::set<OutIndex>>>;
 using Shape = std::vector<int64_t>;
 using VGraphId = int64_t;
 using PipelineStage = int64_t;

@@ -25,9 +25,11 @@
 #include <popart/tensorinfo.hpp>
 #include <popart/tensorlocation.hpp>
 #include <popart/vertex.hpp>
+#include <poprithms/memory/inplace/proposal.hpp>
 
 namespace popart {
 
+class AliasModel;
 class Graph;
 class Ir;
 class OpSerialiserBase;
@@ -200,6 +202,18 @@ public:
   }
   virtual std::unique_ptr<Op>
   getInplaceVariant(const OperatorIdentifier &) const;
+  // The simulator has no use for aliases and proposals: every output has
+  // memory of its own.
+  virtual void growAliasModel(AliasModel &) const {}
+  void growAliasModelMulti(AliasModel &) const {}
+  virtual poprithms::memory::inplace::Proposal
+  mapInplaceProposal(const AliasModel &, OperatorIdentifier) const;
+  virtual poprithms::memory::inplace::Proposal
+  mapInplaceProposalGate0(const AliasModel &, OperatorIdentifier) const;
+  virtual ReplicatedTensorShardingIndices
+  getReplicatedTensorShardingIndices() const {
+    return {};
+  }
   virtual std::set<InIndex> optionalInputs() const { return {}; }
 
   virtual view::Regions modifies(InIndex) const;
