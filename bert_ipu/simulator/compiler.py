@@ -41,7 +41,7 @@ from bert_ipu.simulator.graph.optimizers import (
     scalar_values,
 )
 from bert_ipu.simulator.graph.tensor_names import named_tensors
-from bert_ipu.simulator.graph.writes import assign_at_end
+from bert_ipu.simulator.graph.writes import assign_at_end, let_update_read_assigned
 
 aten = torch.ops.aten
 
@@ -98,13 +98,14 @@ def compile_program(request: CompileRequest) -> Program:
     patterns(program, "forward")
     if not request.training:
         _silence_dropout(program)
-    writes = [(name, program.latest(node)) for name, node in writes]
     found: dict[str, fx.Node] = {}
     if request.training:
         program.loss = final_loss(program)
         found = _add_backward(request, program)
+        _settle_unrecorded_writes(program)
         patterns(program, "backward")
         found = {name: program.latest(node) for name, node in found.items()}
+    writes = [(name, program.latest(node)) for name, node in writes]
     found = assign_at_end(program, writes, found)
     updating = request.training and request.optimizer is not None
     if updating:
@@ -134,6 +135,13 @@ def _silence_dropout(program: Program) -> None:
                 with program.before(node):
                     source = program.emit(aten.clone.default, source, origin=node)
             program.replace(node, source)
+
+
+def _settle_unrecorded_writes(program: Program) -> None:
+    """What was told to autodiff is of no use after it."""
+    for node in program.operators():
+        if node.target is ops.unrecorded_write:
+            program.replace(node, node.args[1])  # type: ignore[arg-type]
 
 
 def _no_patterns(program: Program, after: Pass) -> None:
@@ -312,6 +320,7 @@ def _add_optimizer(request: CompileRequest, program: Program, found: Mapping[str
     assert request.optimizer is not None, "a program without an optimizer updates nothing"
     check_supported(request.optimizer)
     add_updates(Updates(program, request.optimizer, request.reduction), found)
+    let_update_read_assigned(program)
 
 
 def _loss_scaling(program: Program, value: float) -> fx.Node:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import functools
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,29 +11,15 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence
 from torch.utils import checkpoint
+from training_reference import trains_like_torch
 
 import bert_ipu.simulator.poptorch as poptorch
 
 
 def _options() -> poptorch.Options:
     return poptorch.Options().showCompilationProgressBar(False)
-
-
-def trains_like_torch(model: nn.Module, *inputs: Tensor) -> None:
-    """Hold three steps of SGD against a loop of torch: losses and parameters."""
-    reference = copy.deepcopy(model)
-    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=0.1))
-    optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
-    for _ in range(3):
-        got = trained(*inputs)
-        optimizer.zero_grad()
-        expected = reference(*inputs)
-        expected.backward()
-        optimizer.step()
-        torch.testing.assert_close(got, expected.detach())
-    for ours, theirs in zip(model.parameters(), reference.parameters()):
-        torch.testing.assert_close(ours.detach(), theirs.detach())
 
 
 class Checkpointed(nn.Module):
@@ -133,3 +119,90 @@ def test_torch_is_itself_again_after_a_capture_that_failed() -> None:
     x = torch.ones(2, requires_grad=True)
     checkpoint.checkpoint(torch.exp, x, use_reentrant=True).sum().backward()
     torch.testing.assert_close(x.grad, x.detach().exp())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_gaussian_loss_trains_as_in_a_torch_loop(reduction: str) -> None:
+    class Gaussian(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mean, self.variance = nn.Linear(4, 3), nn.Linear(4, 3)
+            self.loss = nn.GaussianNLLLoss(full=True, eps=0.5, reduction=reduction)
+
+        def forward(self, x: Tensor, target: Tensor) -> Tensor:
+            loss = self.loss(self.mean(x), target, self.variance(x).exp())
+            return poptorch.identity_loss(loss, reduction="none")
+
+    torch.manual_seed(3)
+    trains_like_torch(Gaussian(), torch.randn(5, 4), torch.randn(5, 3))
+
+
+def _adaptive() -> nn.AdaptiveLogSoftmaxWithLoss:
+    torch.manual_seed(4)
+    return nn.AdaptiveLogSoftmaxWithLoss(16, 10, [3, 6])
+
+
+class Calling(nn.Module):
+    """What `call` computes of a layer, the input and the target."""
+
+    def __init__(self, layer: nn.Module, call: Callable[[Any, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.call = layer, call
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return self.call(self.layer, x, target)
+
+
+@pytest.mark.parametrize(
+    ("layer", "call", "instead"),
+    [
+        (nn.BatchNorm1d(16, momentum=None), lambda m, x, _: m(x), "give the layer a `momentum`"),
+        (
+            _adaptive(),
+            lambda m, x, y: m(x, y).loss,
+            "take `torch.nn.functional.nll_loss` of the layer's `log_prob`",
+        ),
+        (_adaptive(), lambda m, x, _: m.predict(x), "take the `argmax` of the layer's `log_prob`"),
+        (
+            nn.LazyLinear(3),
+            lambda m, x, _: m(x),
+            "layer.weight belongs to a lazy module and has no shape yet",
+        ),
+        (nn.LSTM(16, 2), lambda m, x, _: m(pack_sequence([x])).data, "mask what follows their ends"),
+        (
+            nn.Identity(),
+            lambda m, x, y: torch.tensor_split(m(x), y[:2])[0],
+            "compute it before the model is called",
+        ),
+    ],
+)
+def test_what_looks_at_values_is_refused_with_a_way_out(
+    layer: nn.Module, call: Callable[[Any, Tensor, Tensor], Tensor], instead: str
+) -> None:
+    model = poptorch.inferenceModel(Calling(layer, call), _options())
+    with pytest.raises(poptorch.Error, match=re.escape(instead)):
+        model(torch.randn(8, 16), torch.randint(0, 10, (8,)))
+
+
+def test_the_way_out_of_an_adaptive_softmax_is_the_same_loss() -> None:
+    x, target, layer = torch.randn(8, 16), torch.randint(0, 10, (8,)), _adaptive()
+    model = Calling(
+        layer, lambda m, x, y: (nn.functional.nll_loss(m.log_prob(x), y), m.log_prob(x).argmax(1))
+    )
+    loss, predicted = poptorch.inferenceModel(model, _options())(x, target)
+    torch.testing.assert_close(loss, layer(x, target).loss.detach())
+    assert predicted.tolist() == layer.predict(x).tolist()
+
+
+def test_a_lazy_module_runs_once_it_has_shapes() -> None:
+    layer, x = nn.LazyLinear(3), torch.randn(2, 4)
+    with pytest.raises(poptorch.Error, match="call the model with an example on the CPU"):
+        poptorch.trainingModel(layer, _options())
+    run = poptorch.inferenceModel(layer, _options())
+    torch.testing.assert_close(layer(x).detach(), run(x))
+
+
+@pytest.mark.parametrize("function", [torch.cov, torch.corrcoef, lambda x: torch.quantile(x, 0.3, dim=1)])
+def test_constants_that_torchs_own_functions_make_are_the_ipus(function: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(poptorch.inferenceModel(function, _options())(x), function(x))

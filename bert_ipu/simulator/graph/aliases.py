@@ -17,6 +17,7 @@ import torch
 from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import ops
 
 aten = torch.ops.aten
 
@@ -42,8 +43,13 @@ class ViewStep:
     item: Optional[int] = None
 
     def apply(self, emit: Emitter, parent: fx.Node) -> fx.Node:
-        node = emit(self.target, parent, *self.args, **self.kwargs)
-        return node if self.item is None else emit(operator.getitem, node, self.item)
+        """The view of `parent`; it has a gradient also where gradients are off just now."""
+        made = [emit(self.target, parent, *self.args, **self.kwargs)]
+        if self.item is not None:
+            made.append(emit(operator.getitem, made[0], self.item))
+        for node in made:
+            node.meta.pop("no_grad", None)
+        return made[-1]
 
 
 @dataclass(eq=False)
@@ -85,8 +91,16 @@ class View:
         """A view of this view, whose value is already at hand."""
         return View(self.storage, node, self.storage.version, (*self.path, step))
 
-    def write(self, emit: Emitter, value: fx.Node) -> None:
-        """Make `value` (of this view's shape and dtype) the new contents of what the view shows."""
+    @property
+    def detached(self) -> bool:
+        """Whether the view shows its storage to torch's autograd as a tensor of its own."""
+        return any(step.target is aten.detach.default for step in self.path)
+
+    def write(self, emit: Emitter, value: fx.Node, unrecorded: bool = False) -> None:
+        """Make `value` (of this view's shape and dtype) the new contents of what the view shows.
+
+        `unrecorded`: the storage's gradient is that of what it held before.
+        """
         if self.storage.written == (self.path, value):
             return  # Python's `x[i] += y` ends by copying the piece to itself.
         parents = [self.storage.node]
@@ -95,10 +109,13 @@ class View:
         whole = value
         for step, parent in zip(reversed(self.path), reversed(parents)):
             whole = _insert(emit, step, parent, whole)
+        if unrecorded:
+            whole = emit(ops.unrecorded_write, self.storage.node, whole)
         self.storage.node = whole
         self.storage.version += 1
         self.storage.written = (self.path, value)
-        self.node, self.version = value, self.storage.version
+        if not unrecorded or self.detached:  # else it is read as a part of the whole, and so is its gradient
+            self.node, self.version = value, self.storage.version
 
 
 def _insert(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:

@@ -48,7 +48,8 @@ def requires_grad(program: Program) -> set[fx.Node]:
 
 def _differentiable(node: fx.Node) -> bool:
     drawn = "random" in node.meta and node.target not in (aten.dropout.default, ops.custom_op)
-    if node.meta.get("no_grad") or node.target in STOPPING or drawn:
+    no_grad = node.meta.get("no_grad") and node.target is not ops.unrecorded_write
+    if no_grad or node.target in STOPPING or drawn:
         return False
     value = node.meta["val"]
     leaves = value if isinstance(value, (tuple, list)) else (value,)

@@ -19,10 +19,10 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import normalise
+from bert_ipu.simulator.graph import normalise, value_reads
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
-from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, DynamicShapeError, describe, left_on_cpu
+from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, describe, left_on_cpu
 from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
@@ -114,6 +114,8 @@ class Capture:
         self._draws = 0
         self.opening = False
         """Inside a composite operator of torch, whose C++ takes captured tensors for ones on the CPU."""
+        self._cpu_is_torchs = False
+        """Tensors on the CPU are of such an operator's making, as it was given none: an IPU would have them."""
         self._mode = _CaptureMode(self)
         self.origin = Origin("", None, False)
 
@@ -279,12 +281,14 @@ class Capture:
 
     def open(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a composite operator's parts instead of it."""
-        outer, self.opening = self.opening, True
+        outer = self.opening, self._cpu_is_torchs
+        self.opening = True
+        self._cpu_is_torchs |= not any(_is_on_cpu(leaf) for leaf in _leaves((args, kwargs)))
         try:
             with self._mode:
                 return func.decompose(*args, **kwargs)
         finally:
-            self.opening = outer
+            self.opening, self._cpu_is_torchs = outer
 
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
@@ -304,10 +308,7 @@ class Capture:
             with self.program.fake_mode:
                 return func(*args, **kwargs)
         except DynamicOutputShapeException as error:
-            raise DynamicShapeError(
-                f"{describe(func, self.origin)} has a result whose shape depends on its input's values. "
-                "Shapes on the IPU are static: use masks or `torch.where` and a fixed size instead."
-            ) from error
+            raise value_reads.dynamic_shape(func, self.origin) from error
 
     def _wrap_results(self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fakes: Any) -> Any:
         if isinstance(fakes, FakeTensor):
@@ -370,7 +371,9 @@ class Capture:
             value = self.record(aten._to_copy.default, (value,), {"dtype": target.dtype})
         if value.shape != target.shape:
             value = self.record(aten.expand.default, (value, list(target.shape)), {})
-        target.shown.write(self, self._read(value))
+        gradients = torch.is_grad_enabled() or self.origin.in_function
+        unrecorded = self.program.training and (target.shown.detached or not gradients)
+        target.shown.write(self, self._read(value), unrecorded)
 
     # -- tensors -------------------------------------------------------------------------------
 
@@ -390,7 +393,7 @@ class Capture:
         leaf = self.recognise(leaf)
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
             return leaf
-        if leaf.dim() == 0 and func in normalise.ASSIGNMENTS:
+        if self._cpu_is_torchs or (leaf.dim() == 0 and func in normalise.ASSIGNMENTS):
             return self.lift(leaf)
         raise poptorch_error(left_on_cpu(leaf, func, self.origin))
 
@@ -475,6 +478,10 @@ def _leaves(tree: Any) -> Iterator[Any]:
         yield from _leaves(list(tree.values()))
     else:
         yield tree
+
+
+def _is_on_cpu(leaf: Any) -> bool:
+    return isinstance(leaf, torch.Tensor) and not isinstance(leaf, CapturedTensor)
 
 
 def _to_fake(leaf: Any) -> Any:

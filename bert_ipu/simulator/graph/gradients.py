@@ -425,6 +425,12 @@ def _spread(b: Backward, node: fx.Node, grad: fx.Node, shape: tuple[int, ...]) -
     return b.emit(aten.expand.default, grad, list(shape), operand=0)
 
 
+def _unrecorded_write(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
+    old = _args(node)[0]
+    if b.needs(old):
+        yield old, grad
+
+
 def _print(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     if node.kwargs["print_gradient"]:
         title = str(node.kwargs["title"])  # the gradient's is PopART's, `PrintTensorOp::getGradOps`
@@ -491,6 +497,7 @@ RULES: dict[Any, GradientRule] = {
     aten.mean.default: _mean,
     aten.mean.dim: _mean,
     ops.identity_loss: _identity_loss,
+    ops.unrecorded_write: _unrecorded_write,
     ops.print_tensor: _print,
     ops.nop: _same,
 }

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import normalise
+from bert_ipu.simulator.graph import normalise, value_reads
 from bert_ipu.simulator.graph.captured import CapturedTensor, describe
 
 if TYPE_CHECKING:
@@ -180,11 +180,19 @@ def _unchecked(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -
 
 
 def _to_host(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    raise poptorch_error(
-        f"{describe(func, capture.origin)} needs a tensor's value on the host, which is not known while the "
-        "model is compiled (a Python `if`, `bool()`, `int()` or `.item()` of a tensor). Use `torch.where`, "
-        "`poptorch.cond` or `poptorch.for_loop`, or compute it before the model is called."
-    )
+    raise value_reads.no_value(func, capture.origin)
+
+
+def _is_nonzero(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> bool:
+    if value_reads.is_check():
+        return False
+    raise value_reads.no_value(func, capture.origin)
+
+
+def _tensor_split(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    if isinstance(args[1], CapturedTensor):
+        raise value_reads.no_value(func, capture.origin)
+    return capture.open(func, args, kwargs)
 
 
 HANDLERS: dict[OpOverload, Handler] = {
@@ -218,7 +226,8 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten._assert_async.msg: _unchecked,
     aten._local_scalar_dense.default: _to_host,
     aten.item.default: _to_host,
-    aten.is_nonzero.default: _to_host,
+    aten.is_nonzero.default: _is_nonzero,
+    aten.tensor_split.tensor_indices_or_sections: _tensor_split,
     aten.equal.default: _to_host,
     aten.allclose.default: _to_host,
 }

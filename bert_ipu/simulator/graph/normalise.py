@@ -75,6 +75,11 @@ _FUNCTIONAL_NAMES = {
     "copy_": "copy",
     "zero_": "zeros_like",
     "detach_": "detach",
+    "__iand__": "bitwise_and",
+    "__ior__": "bitwise_or",
+    "__ixor__": "bitwise_xor",
+    "__ilshift__": "bitwise_left_shift",
+    "__irshift__": "bitwise_right_shift",
 }
 
 

@@ -60,6 +60,10 @@ indices, no weights) with respect to the logits; `reduction` is torch's number: 
 nop = IpuOp("nop", _same)
 """(x): x itself, kept (`poptorch.nop`, `poptorch.recomputationCheckpoint`)."""
 
+unrecorded_write = IpuOp("unrecorded_write", _same)
+"""(old, new): new, whose gradient goes to old as it is: torch's autograd does not see such a write. Only the capture
+of a training model makes one, and it is gone once the backward pass is there."""
+
 print_tensor = IpuOp("print_tensor", _same, effect=True)
 """(x, *, title, print_gradient, summarise_threshold, edge_items, max_line_width, digits, float_format,
 separator, open_bracket, close_bracket): x, printed."""

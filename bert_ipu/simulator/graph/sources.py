@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import CodeType
 from typing import NamedTuple, Optional
 
 import torch
@@ -12,6 +13,11 @@ import torch
 _FOREIGN = (str(Path(torch.__file__).parent), str(Path(__file__).parents[1]))
 _CALL_MODULE = torch.nn.Module._call_impl.__code__
 _APPLY_FUNCTION = torch.autograd.Function.apply.__func__.__code__  # type: ignore[attr-defined]
+
+
+def is_foreign(code: CodeType) -> bool:
+    """Whether code is not the user's but torch's or the simulator's."""
+    return code.co_filename.startswith(_FOREIGN)
 
 
 class Origin(NamedTuple):
@@ -41,7 +47,7 @@ def locate(modules: Mapping[int, str]) -> Origin:
             if name is not None:
                 module, source = name, _first_foreign_line(frame.f_back)
                 return Origin(module, source, in_function)
-        elif source is None and not code.co_filename.startswith(_FOREIGN):
+        elif source is None and not is_foreign(code):
             source = f"{code.co_filename}:{frame.f_lineno}"
         frame = frame.f_back  # type: ignore[assignment]
     return Origin("", source, in_function)
@@ -50,7 +56,7 @@ def locate(modules: Mapping[int, str]) -> Origin:
 def _first_foreign_line(frame: object) -> Optional[str]:
     while frame is not None:
         code = frame.f_code  # type: ignore[attr-defined]
-        if not code.co_filename.startswith(_FOREIGN):
+        if not is_foreign(code):
             return f"{code.co_filename}:{frame.f_lineno}"  # type: ignore[attr-defined]
         frame = frame.f_back  # type: ignore[attr-defined]
     return None

@@ -59,6 +59,9 @@ INSTEAD: dict[str, tuple[str, ...]] = {
     "use `torch.nn.functional.pad` of two dimensions at a time": ("reflection_pad3d",),
     "use `index_select` or `gather` of the flattened tensor": ("take",),
     "use `torch.where`": ("masked_scatter", "heaviside"),
+    "give the recurrent layer the padded sequences, and mask what follows their ends": (
+        *("_pack_padded_sequence", "_pad_packed_sequence"),
+    ),
     "pass dense tensors": (
         "_to_sparse",
         "_to_sparse_csr",

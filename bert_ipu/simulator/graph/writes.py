@@ -49,6 +49,14 @@ def assign_at_end(
     return gradients
 
 
+def let_update_read_assigned(program: Program) -> None:
+    """Update the weights that a forward assigned to from their new values."""
+    for node in program.operators():
+        if node.target is ops.assign and node.meta.get("pass") != "optimizer":
+            old: Any = node.args[0]
+            old.replace_all_uses_with(node, delete_user_cb=lambda user: user.meta.get("pass") == "optimizer")
+
+
 _PLAIN: dict[str, Any] = {"pass": "forward", "context": "normal"}
 
 

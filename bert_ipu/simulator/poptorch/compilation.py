@@ -97,6 +97,16 @@ def named_tensors(model: Any) -> dict[str, torch.Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
+def check_initialised(model: Any) -> None:
+    """Raise Error for a parameter or buffer of a lazy module, which has no shape before the module's first call."""
+    for name, tensor in named_tensors(model).items():
+        if torch.nn.parameter.is_lazy(tensor):
+            raise poptorch_error(
+                f"{name} belongs to a lazy module and has no shape yet: call the model with an example on the CPU "
+                "before it is run or trained on the IPU."
+            )
+
+
 def compile_model(subject: Subject) -> Compiled:
     """Capture and compile. Raises what the forward raises, and Error for what the IPU cannot do."""
     return _on_device(subject, _program)
@@ -130,6 +140,7 @@ def key_for_loading(subject: Subject) -> Key:
 
 def _on_device(subject: Subject, make: Callable[[Subject], CapturedProgram]) -> Compiled:
     """Make the program and the device that runs it."""
+    check_initialised(subject.model)
     options = subject.options
     session_options.validate(options.toDict())
     _check_return_period(options)

@@ -74,6 +74,7 @@ class PoplarExecutor:
         self._ipu_optimizer_is_dirty = False
         self._wrapper: wrapping.Wrapper | None = None
         if training:
+            compilation.check_initialised(self._user_model)
             self._attribute_tracker = AttributeTracker(self._options)
             self.setOptimizer(optimizer or SGD(self._user_model.parameters(), lr=0.01))
             self._wrapper = wrapping.Wrapper(self._user_model, self)
