@@ -293,9 +293,9 @@ class _Worker:
     def _start(self, dataset: Any, sharing_strategy: SharingStrategy) -> None:
         context: Any = multiprocessing.get_context(_START_METHODS.get(sharing_strategy, "spawn"))
         if sharing_strategy == SharingStrategy.ForkServer:
-            context.set_forkserver_preload(
-                [__name__]
-            )  # torch and this package are imported once for all workers
+            # torch and this package are imported once for all workers; in children of the simulator's command
+            # "poptorch" finds the package also where the program's folder has a module of its name.
+            context.set_forkserver_preload(["poptorch", __name__])
         self._replies, replies = context.Pipe(duplex=False)
         commands, self._commands = context.Pipe(duplex=False)
         arguments = (dataset, self._settings, replies, commands, multiprocessing.get_start_method())
