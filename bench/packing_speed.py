@@ -32,7 +32,8 @@ from preparation import build_rows
 from bert_ipu.backend import activate
 from bert_ipu.config import PretrainConfig, load_config
 from bert_ipu.pretraining_data import PretrainDataset
-from bert_ipu.records import Layout, Records, write_records
+from bert_ipu.records import Layout, Records
+from bert_ipu.records_writer import write_records
 from bert_ipu.sampler import Position, StreamSampler
 from bert_ipu.tokenizer import read_vocab
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+from typing import Iterator
+
 
 class UserError(Exception):
     """A mistake of the user, not of the program; scripts print its message and exit with status 2."""
@@ -13,6 +17,17 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """Input data that is missing, damaged or does not fit."""
+
+
+@contextlib.contextmanager
+def writing_to(folder: Path, setting: str = "train.output_dir") -> Iterator[None]:
+    """Report what the system refuses to write into `folder` as the mistake it is; `setting` names the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be written ({error}). Make room there, or give {setting} another folder, which "
+            f"can be written.") from error
 
 
 class DivergedError(UserError):

@@ -23,7 +23,7 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, BinaryIO, Dict, Iterator, List, NamedTuple, Tuple
 
 import numpy as np
 
@@ -97,45 +97,6 @@ def shard_name(number: int) -> str:
     return f"rows-{number:05d}.bin"
 
 
-def write_shard(directory: Path, number: int, rows: Rows, layout: Layout) -> Shard:
-    """Write `rows` as shard `number` of a data set and return its manifest entry.
-
-    Raises DataError: a token id outside the vocabulary, or lengths that do not fit the row.
-    """
-    _check_rows(rows, layout)
-    records = np.zeros(len(rows.token_ids), layout.dtype())
-    for field, values in zip(Rows._fields, rows):
-        records[field] = values
-    records["checksum"] = _checksums(records, np.full(len(records), number), np.arange(len(records)))
-    shard = Shard(shard_name(number), number, len(records))
-    with atomic_file(directory / shard.name) as file:
-        file.write(records.tobytes())
-    return shard
-
-
-def write_manifest(
-    directory: Path, layout: Layout, shards: Sequence[Shard], vocab_file: Path, report: Dict[str, Any]
-) -> None:
-    """Make the shards a data set: copy the vocabulary beside them and, last, write the manifest.
-
-    `report` says where the rows come from and what they hold, for people; it must be JSON.
-    """
-    vocab = vocab_file.read_bytes()
-    with atomic_file(directory / VOCAB_NAME) as file:
-        file.write(vocab)
-    manifest = {
-        "format_version": FORMAT_VERSION,
-        **layout._asdict(),
-        "vocab_sha256": hashlib.sha256(vocab).hexdigest(),
-        "rows": sum(shard.rows for shard in shards),
-        "shards": [shard._asdict() for shard in shards],
-        "report": report,
-    }
-    manifest["manifest_crc32"] = _manifest_checksum(manifest)
-    with atomic_file(directory / MANIFEST_NAME) as file:
-        file.write(json.dumps(manifest, indent=1).encode())
-
-
 class Records:
     """A data set opened for reading; rows are addressed by their number, from 0, over all shards."""
 
@@ -179,7 +140,7 @@ class Records:
             here = shard_of == shard
             records[here] = self._maps[shard][row_of[here]]
         numbers = np.array([shard.number for shard in self.shards])[shard_of]
-        damaged = np.flatnonzero(_checksums(records, numbers, row_of) != records["checksum"])
+        damaged = np.flatnonzero(row_checksums(records, numbers, row_of) != records["checksum"])
         if damaged.size:
             self._refuse(int(shard_of[damaged[0]]), int(row_of[damaged[0]]))
         return Rows(*(records[field].astype(np.int32) for field in Rows._fields))
@@ -248,16 +209,17 @@ def read_manifest(directory: Path) -> Dict[str, Any]:
             f"{path} has format version {manifest.get('format_version')}; this program reads version "
             f"{FORMAT_VERSION}. Prepare the data again with this version's data/prepare_wikipedia.py."
         )
-    if checksum != _manifest_checksum(manifest):
+    if checksum != manifest_checksum(manifest):
         raise DataError(f"{path} does not match its checksum. Copy the data set again, or prepare it again.")
     return dict(manifest)
 
 
-def _manifest_checksum(manifest: Dict[str, Any]) -> int:
+def manifest_checksum(manifest: Dict[str, Any]) -> int:
+    """CRC-32 of a manifest's content, whatever the order of its keys."""
     return zlib.crc32(json.dumps(manifest, sort_keys=True).encode())
 
 
-def _checksums(records: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def row_checksums(records: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """CRC-32 of each record less its checksum field; it starts from the place, so no two can be swapped."""
     size = records.dtype.itemsize
     content = np.ascontiguousarray(records).view(np.uint8).data
@@ -267,32 +229,3 @@ def _checksums(records: np.ndarray, shards: np.ndarray, rows: np.ndarray) -> np.
         for number, start in enumerate(starts)
     ]
     return np.array(checksums, np.uint32)
-
-
-def _check_rows(rows: Rows, layout: Layout) -> None:
-    if rows.token_ids.size == 0:
-        return
-    highest = int(rows.token_ids.max())
-    if highest >= layout.vocab_size:
-        raise DataError(
-            f"Token id {highest} does not fit a vocabulary of {layout.vocab_size} tokens. "
-            "Use the vocabulary that the text was tokenised with."
-        )
-    longest = int(rows.lengths.sum(axis=1).max())
-    if longest > layout.sequence_length or longest >= 1 << 16:
-        raise DataError(f"A row of {longest} tokens does not fit rows of {layout.sequence_length} tokens.")
-    assert (rows.first_lengths <= rows.lengths).all(), "a first part cannot be longer than its sequence"
-
-
-def write_records(
-    directory: Path, rows: Rows, layout: Layout, vocab_file: Path, shard_rows: Optional[int] = None
-) -> None:
-    """Write rows that are all in memory as a whole data set, in shards of `shard_rows` (default: one)."""
-    directory.mkdir(parents=True, exist_ok=True)
-    count = len(rows.token_ids)
-    shard_rows = shard_rows or max(count, 1)
-    shards = [
-        write_shard(directory, number, Rows(*(field[start : start + shard_rows] for field in rows)), layout)
-        for number, start in enumerate(range(0, count, shard_rows))
-    ]
-    write_manifest(directory, layout, shards, vocab_file, {"rows": count})

@@ -8,6 +8,7 @@ what follows the first piece of a word starts with `##`).
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Dict, List, NamedTuple, Optional
 
@@ -15,6 +16,8 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from bert_ipu.errors import DataError
 
+TOKENIZER_CONFIG_NAME = "tokenizer_config.json"
+"""Hugging Face's file beside a vocabulary, which says whether its words are lower-cased."""
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -28,10 +31,13 @@ class SpecialTokens(NamedTuple):
     mask: int
 
 
-def load_tokenizer(vocab_file: Path, vocab_size: Optional[int] = None, lowercase: bool = True) -> Tokenizer:
+def load_tokenizer(
+    vocab_file: Path, vocab_size: Optional[int] = None, lowercase: Optional[bool] = None
+) -> Tokenizer:
     """The WordPiece tokenizer of a `vocab.txt` (one token a line, its id is its line number from 0).
 
-    `vocab_size` is the number of rows of the model's word embedding, where there is a model.
+    `vocab_size` is the number of rows of the model's word embedding, where there is a model.  Without
+    `lowercase`, the file beside the vocabulary says whether text is lower-cased (`lower_cases`).
     The tokenizer adds no special tokens by itself; `special_tokens` gives their ids.
 
     Raises DataError: the file is missing, empty, not UTF-8, names a token twice, lacks a special
@@ -45,6 +51,7 @@ def load_tokenizer(vocab_file: Path, vocab_size: Optional[int] = None, lowercase
             "or take the vocabulary the model was trained with."
         )
     tokenizer = Tokenizer(models.WordPiece(vocab, unk_token="[UNK]", max_input_chars_per_word=100))
+    lowercase = lower_cases(vocab_file) if lowercase is None else lowercase
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
@@ -55,6 +62,23 @@ def special_tokens(tokenizer: Tokenizer) -> SpecialTokens:
     """Ids of [PAD], [UNK], [CLS], [SEP] and [MASK] in a tokenizer made by `load_tokenizer`."""
     vocab = tokenizer.get_vocab()
     return SpecialTokens(*(vocab[token] for token in SPECIAL_TOKENS))
+
+
+def lower_cases(vocab_file: Path) -> bool:
+    """Whether a vocabulary is of lower-cased words, as BERT's is where no tokenizer_config.json says otherwise.
+
+    Raises DataError: that file is damaged.
+    """
+    path = Path(vocab_file).with_name(TOKENIZER_CONFIG_NAME)
+    try:
+        return bool(json.loads(path.read_text(encoding="utf-8")).get("do_lower_case", True))
+    except FileNotFoundError:
+        return True
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(
+            f"{path} cannot be read ({error}). Fetch it again, or write {{\"do_lower_case\": true}} into it, "
+            "false for a vocabulary that keeps upper case."
+        ) from error
 
 
 def read_vocab(vocab_file: Path) -> Dict[str, int]:

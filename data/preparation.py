@@ -25,8 +25,9 @@ from pairs import SPECIAL_TOKENS_PER_SEQUENCE, Sequences, make_sequences
 from sentences import SentenceEncoder, SentenceSplitter
 from sources import PIECE_BYTES, Piece
 
-from bert_ipu.errors import DataError
-from bert_ipu.records import Layout, Rows, Shard, atomic_file, shard_name, write_shard
+from bert_ipu.errors import DataError, writing_to
+from bert_ipu.records import Layout, Rows, Shard, atomic_file, shard_name
+from bert_ipu.records_writer import write_shard
 from bert_ipu.tokenizer import read_vocab
 
 _PARTS_VERSION = 1
@@ -122,11 +123,12 @@ def start(job: Job, files: list[Path]) -> None:
                 "options to carry on with it, name another --out, or remove the directory."
             )
         return
-    if job.out.exists() and any(job.out.iterdir()) and not job.parts.exists():
-        raise DataError(f"{job.out} is not empty. Name another --out, or remove the directory.")
-    job.parts.mkdir(parents=True, exist_ok=True)
-    with atomic_file(path) as file:
-        file.write(json.dumps(expected).encode())
+    with writing_to(job.out, "--out"):
+        if job.out.exists() and any(job.out.iterdir()) and not job.parts.exists():
+            raise DataError(f"{job.out} is not empty. Name another --out, or remove the directory.")
+        job.parts.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(json.dumps(expected).encode())
 
 
 def encode_piece(job: Job, piece: Piece) -> int:

@@ -33,7 +33,9 @@ from sources import Reader
 from tqdm import tqdm
 
 from bert_ipu.errors import ConfigError, DataError, UserError
-from bert_ipu.records import MANIFEST_NAME, Shard, atomic_file, write_manifest
+from bert_ipu.records import MANIFEST_NAME, Shard, atomic_file
+from bert_ipu.records_writer import write_manifest
+from bert_ipu.tokenizer import TOKENIZER_CONFIG_NAME
 
 DEFAULT_PACK = 3
 _INTERRUPTED = 128 + signal.SIGINT
@@ -182,6 +184,8 @@ def finish(job: Job, directory: Path, parts: list[int], shards: list[Shard]) -> 
         file.write(json.dumps(report, indent=1).encode())
     with atomic_file(directory / "lengths.svg") as file:
         file.write(length_histogram_svg(histogram).encode())
+    with atomic_file(directory / TOKENIZER_CONFIG_NAME) as file:  # checkpoints and fine-tuning keep to it
+        file.write(json.dumps({"do_lower_case": job.lowercase}).encode())
     write_manifest(directory, job.layout(), shards, job.vocab_file, report)
     for name, value in list(report.items())[:-1]:
         print(f"{name:>40} {value:,}")

@@ -41,6 +41,7 @@ LAYERS = [
         "custom_ops",
         "checkpoint",
         "recorder",
+        "records_writer",
     },
     {"model", "backend", "records", "tfrecords", "tokenizer", "sampler", "squad_scoring"},
     {"batch", "config"},

@@ -13,7 +13,8 @@ from test_records import random_rows
 from bert_ipu.batch import IGNORED_LABEL, PretrainBatch
 from bert_ipu.errors import DataError
 from bert_ipu.pretraining_data import PretrainDataset, collate, open_pretraining_data, row_parts
-from bert_ipu.records import Layout, Records, Rows, write_records
+from bert_ipu.records import Layout, Records, Rows
+from bert_ipu.records_writer import write_records
 from bert_ipu.tokenizer import read_vocab
 
 VOCAB = Path(__file__).parents[1] / "data/sample/vocab.txt"

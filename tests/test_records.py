@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from bert_ipu.errors import DataError
-from bert_ipu.records import MANIFEST_NAME, Layout, Records, Rows, write_records, write_shard
+from bert_ipu.records import MANIFEST_NAME, Layout, Records, Rows
+from bert_ipu.records_writer import write_records, write_shard
 
 VOCAB = Path(__file__).parents[1] / "data/sample/vocab.txt"
 LAYOUT = Layout(sequence_length=32, max_sequences_per_pack=3, vocab_size=500)
