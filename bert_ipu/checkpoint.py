@@ -20,9 +20,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bert_ipu.config import ModelConfig
-from bert_ipu.errors import ConfigError, DataError
+from bert_ipu.errors import ConfigError, DataError, writing_to
 from bert_ipu.pipeline import PipelinedModel
 from bert_ipu.sampler import Position
+from bert_ipu.tokenizer import TOKENIZER_CONFIG_NAME, lower_cases
 
 STATE_NAME = "training_state.json"
 TIED_WEIGHTS = {
@@ -51,24 +52,28 @@ def save_checkpoint(
     folder: Path, model: PipelinedModel, shape: ModelConfig, optimizer: torch.optim.Optimizer,
     state: TrainingState, vocab_file: Optional[Path], keep: int,
 ) -> Path:
-    """Write `folder`/step_N, then remove all but the newest `keep`; returns the path."""
+    """Write `folder`/step_N, then remove all but the newest `keep`; returns the path.
+
+    Raises DataError where the folder cannot be written; the checkpoints that are there stay.
+    """
     final = folder / f"step_{state.step:08d}"
     partial = folder / f".{final.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _write_model(partial, model, shape, vocab_file)
-    optimizer_state = optimizer.state_dict()
-    save_file(_named_tensors(optimizer_state), partial / "optimizer.safetensors")
-    sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
-    content = {**state._asdict(), "param_groups": optimizer_state["param_groups"], "files": sizes}
-    (partial / STATE_NAME).write_text(json.dumps(content, indent=1))
-    for path in [*partial.iterdir(), partial]:
-        _sync(path)
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(partial, final)
-    _sync(folder)
-    for old in _whole_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+    with writing_to(folder):
+        for leftover in folder.glob(".*.partial"):  # of a run that was killed while saving
+            shutil.rmtree(leftover)
+        partial.mkdir(parents=True)
+        _write_model(partial, model, shape, vocab_file)
+        _save_tensors(_named_tensors(optimizer.state_dict()), partial / "optimizer.safetensors")
+        sizes = {file.name: file.stat().st_size for file in partial.iterdir()}
+        (partial / STATE_NAME).write_text(json.dumps({**state._asdict(), "files": sizes}, indent=1))
+        for path in [*partial.iterdir(), partial]:
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(partial, final)
+        _sync(folder)
+        for old in _whole_checkpoints(folder)[:-keep]:
+            os.replace(old, partial)  # so that a kill leaves none half-removed
+            shutil.rmtree(partial)
     return final
 
 
@@ -87,13 +92,22 @@ def load_checkpoint(
 ) -> TrainingState:
     """Put weights and optimizer state in place; returns the rest, which concerns the loop.
 
-    Raises ConfigError: the checkpoint is of another architecture.  DataError: a file is missing or damaged.
+    The optimizer keeps its own settings.  Raises ConfigError: the checkpoint is of another architecture.
+    DataError: a file is missing or damaged.
     """
     _check_architecture(path, shape)
     weights = _read_tensors(path / "model.safetensors")
-    model.model.load_state_dict({**weights, **_tied(weights)})
+    weights.update(_tied(weights))
+    network = model.model
+    if weights.keys() != network.state_dict().keys():
+        raise ConfigError(
+            f"{path} is of another kind of run: this one trains {type(network).__name__}, whose parameters "
+            f"are others. Set train.output_dir to a folder of its own; to start from these weights, set "
+            f"checkpoint.initial_weights={path}, without --resume.")
+    network.load_state_dict(weights)
     content = json.loads((path / STATE_NAME).read_text())
-    optimizer.load_state_dict(_optimizer_state(_read_tensors(path / "optimizer.safetensors"), content))
+    optimizer.load_state_dict({
+        **optimizer.state_dict(), **_tensor_groups(_read_tensors(path / "optimizer.safetensors"))})
     return TrainingState(
         content["step"], Position(*content["position"]), content["random_state"], content["configuration"])
 
@@ -121,7 +135,7 @@ def _write_model(folder: Path, model: PipelinedModel, shape: ModelConfig, vocab_
     network = model.model
     weights = {name: tensor.detach().clone().contiguous() for name, tensor in network.state_dict().items()
                if name not in TIED_WEIGHTS}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    _save_tensors(weights, folder / "model.safetensors")
     hugging_face = {
         "architectures": [type(network).__name__], "model_type": "bert",
         "hidden_act": "gelu", "pad_token_id": 0,
@@ -134,9 +148,9 @@ def _write_model(folder: Path, model: PipelinedModel, shape: ModelConfig, vocab_
     (folder / "config.json").write_text(json.dumps(hugging_face, indent=1))
     if vocab_file is not None:
         shutil.copyfile(vocab_file, folder / "vocab.txt")
-        tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": True,
+        tokenizer = {"tokenizer_class": "BertTokenizer", "do_lower_case": lower_cases(vocab_file),
                      "model_max_length": shape.max_position_embeddings}
-        (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer, indent=1))
+        (folder / TOKENIZER_CONFIG_NAME).write_text(json.dumps(tokenizer, indent=1))
 
 
 def _architecture(shape: ModelConfig) -> Dict[str, int]:
@@ -146,8 +160,8 @@ def _architecture(shape: ModelConfig) -> Dict[str, int]:
 
 def _check_architecture(folder: Path, shape: ModelConfig) -> None:
     try:
-        stored = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
+        stored = dict(json.loads((folder / "config.json").read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise DataError(
             f"{folder} is no model folder: config.json cannot be read ({error}). A folder is needed that "
             f"Hugging Face's save_pretrained or a run of ours wrote.") from error
@@ -172,8 +186,19 @@ def _read_tensors(path: Path) -> Dict[str, torch.Tensor]:
             f"again; pickled weights (.bin) are not read, as they may run code.") from error
 
 
+def _save_tensors(tensors: Dict[str, torch.Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for example
+        raise OSError(f"{path.name}: {error}") from error
+
+
 def _full_name(name: str) -> str:
-    """Names of a bare BertModel as they are inside a model with heads."""
+    """The name inside a model with heads, as it is today, of a parameter of a bare or an old BertModel.
+
+    The published bert-base-uncased is an old one: gains and offsets of its layer norms are gamma and beta.
+    """
+    name = name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")
     return f"bert.{name}" if name.split(".")[0] in ("embeddings", "encoder", "pooler") else name
 
 
@@ -193,17 +218,13 @@ def _named_tensors(optimizer_state: Dict[str, Any]) -> Dict[str, torch.Tensor]:
     }
 
 
-def _optimizer_state(tensors: Dict[str, torch.Tensor], content: Dict[str, Any]) -> Dict[str, Any]:
+def _tensor_groups(tensors: Dict[str, torch.Tensor]) -> Dict[str, Dict[str, torch.Tensor]]:
+    """The inverse of `_named_tensors`."""
     groups: Dict[str, Dict[str, torch.Tensor]] = {"ipu_state": {}, "ipu_param": {}}
     for full_name, tensor in tensors.items():
         group, _, name = full_name.partition("/")
         groups[group][name] = tensor
-    # JSON has no tuples, and PopTorch insists that betas are one.
-    param_groups = [
-        {key: tuple(value) if key == "betas" else value for key, value in group.items()}
-        for group in content["param_groups"]
-    ]
-    return {**groups, "state": {}, "param_groups": param_groups}
+    return groups
 
 
 def _whole_checkpoints(folder: Path) -> List[Path]:

@@ -106,7 +106,7 @@ class SquadDataConfig:
     version_2: bool = setting(False, "SQuAD 2.0: a question may have no answer")
     no_answer_threshold: float = setting(0.0, "SQuAD 2.0: score by which no answer must win")
     workers: int = setting(
-        0, "processes that make features and load them; 0: the main process", "processes", low=0)
+        0, "processes that load windows; 0: the training process itself", "processes", low=0)
     async_loader: bool = setting(False, "stack batches in a process of their own, ahead of the device")
 
 
@@ -296,17 +296,19 @@ def load_config(root: Type[Root], name_or_path: str, overrides: Sequence[str] = 
     """
     values = _read_values(root, name_or_path)
     problems: List[str] = []
+    known = _fields(root)
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
             problems.append(f"override {override!r} has no '='; write section.key=value, as in optim.lr=1e-4")
         else:
-            values[key.strip()] = _parsed_value(text)
+            is_text = known.get(key.strip(), (None, None))[1] is str
+            values[key.strip()] = text if is_text else _parsed_value(text)
     return config_from_values(root, values, problems, origin=name_or_path)
 
 
 def _parsed_value(text: str) -> Any:
-    """The value of an override, read as YAML would; text that is not YAML is taken as it stands."""
+    """The value of an override, read as YAML would; what is not YAML is taken as it stands."""
     try:
         return yaml.safe_load(text) if text else ""
     except yaml.YAMLError:
@@ -373,7 +375,7 @@ def _read_values(root: Type[RunConfig], name_or_path: str, seen: Tuple[Path, ...
     for section, entries in content.items():
         if isinstance(entries, dict):
             values.update({f"{section}.{key}": value for key, value in entries.items()})
-        else:
+        elif entries is not None:  # nothing stands under the section's name
             values[str(section)] = entries
     return values
 
@@ -401,6 +403,8 @@ def _nearest(word: str, words: Sequence[str]) -> str:
 
 def _unknown_key(key: str, known: List[str]) -> str:
     """A message with the nearest valid key: of the same section where it has one, else of all."""
+    if any(full.startswith(f"{key}.") for full in known):
+        return f"{key} is a section: write {key}.KEY=value; --help lists its keys"
     section, _, name = key.rpartition(".")
     ends = {full.split(".")[1]: full for full in known}
     own = {end: full for end, full in ends.items() if full.startswith(f"{section}.")}

@@ -332,7 +332,7 @@ def open_pretraining_data(
                 "the model's vocabulary."
             )
         return PretrainDataset(records, mask_tokens, seed, whole_words, fixed_masks)
-    files = TFRecordDataset([Path(path) for path in inputs])
+    files = TFRecordDataset([Path(path) for path in inputs], vocab_size)
     _check_length(inputs, files.sequence_length, sequence_length)
     wanted = mask_tokens + files.max_sequences_per_pack - 1
     if files.masked_positions != wanted:

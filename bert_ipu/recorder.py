@@ -1,17 +1,20 @@
 """What a run shows and keeps: metrics.jsonl always; progress bar, TensorBoard, Weights & Biases by option."""
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 from pathlib import Path
-from typing import Any, Dict, List, Mapping, Optional
+from typing import IO, Any, Dict, List, Mapping, Optional
 
 from tqdm import tqdm
 
 from bert_ipu.config import RunConfig, config_as_dict
-from bert_ipu.errors import ConfigError
+from bert_ipu.errors import ConfigError, writing_to
 from bert_ipu.records import atomic_file
 
 METRICS_NAME = "metrics.jsonl"
+LOCK_NAME = ".lock"
 
 
 class Recorder:
@@ -22,25 +25,34 @@ class Recorder:
     ) -> None:
         """Go on after `first_step` steps; what an interrupted run recorded later is dropped.
 
-        Raises ConfigError where TensorBoard or Weights & Biases is asked for and not installed.
+        Raises ConfigError where TensorBoard or Weights & Biases is asked for and not installed, or another
+        run is writing to the output folder.  DataError where nothing can be written there.
         """
         self.is_first = is_first
+        self._total_steps, self._first_step = total_steps, first_step
+        self._progress_bar = config.recorder.progress_bar
         self._bar: Any = None
         self._tensorboard: Any = None
         self._wandb: Any = None
         if not is_first:
             return
-        folder = Path(config.train.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = self._folder = Path(config.train.output_dir)
         self.path = folder / METRICS_NAME
-        _drop_after(self.path, first_step)
-        self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for as long as the run)
+        with writing_to(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _locked(folder)
+            _drop_after(self.path, first_step)
+            self._file = open(self.path, "a", buffering=1)  # noqa: SIM115 (open for as long as the run)
         if config.recorder.tensorboard:
             self._tensorboard = _tensorboard_writer(folder / "tensorboard", first_step)
         if config.recorder.wandb_project:
             self._wandb = _wandb_run(config)
-        if config.recorder.progress_bar:
-            self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
+
+    def start(self) -> None:
+        """Show the progress bar, whose clock starts now: after what is done once, such as compiling."""
+        if self.is_first and self._progress_bar:
+            self._bar = tqdm(
+                total=self._total_steps, initial=self._first_step, unit="step", dynamic_ncols=True)
 
     def say(self, text: str) -> None:
         """Print a line, above the progress bar where there is one."""
@@ -67,6 +79,7 @@ class Recorder:
         if not self.is_first:
             return
         self._file.close()
+        self._lock.close()
         for other in (self._bar, self._tensorboard):
             if other is not None:
                 other.close()
@@ -74,7 +87,8 @@ class Recorder:
             self._wandb.finish()
 
     def _record(self, kind: str, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
+        with writing_to(self._folder):
+            self._file.write(json.dumps({"kind": kind, "step": step, **metrics}) + "\n")
         if self._tensorboard is not None:
             for name, value in metrics.items():
                 self._tensorboard.add_scalar(f"{kind}/{name}", value, step)
@@ -108,6 +122,19 @@ def _drop_after(path: Path, step: int) -> None:
             continue
     with atomic_file(path) as file:
         file.write("".join(kept).encode())
+
+
+def _locked(folder: Path) -> IO[str]:
+    """A file in `folder` that only one process has locked, for as long as it is open and the process lives."""
+    file = open(folder / LOCK_NAME, "w")  # noqa: SIM115 (open for as long as the run)
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):  # others: a file system without locks
+            raise ConfigError(
+                f"Another run is writing to {folder}. Wait until it has ended, or set train.output_dir to "
+                f"another folder.") from error
+    return file
 
 
 def _tensorboard_writer(folder: Path, first_step: int) -> Any:

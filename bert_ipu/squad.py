@@ -22,7 +22,7 @@ from bert_ipu.batch import SquadBatch, SquadOutput
 from bert_ipu.checkpoint import load_initial_weights
 from bert_ipu.config import SquadConfig, SquadDataConfig, describe_derived
 from bert_ipu.distributed import World, join_world
-from bert_ipu.errors import ConfigError, DataError
+from bert_ipu.errors import ConfigError, DataError, writing_to
 from bert_ipu.pipeline import PipelinedModel, squad_model
 from bert_ipu.records import atomic_file
 from bert_ipu.squad_data import (
@@ -75,6 +75,8 @@ def finetune(config: SquadConfig, backend: Backend, resume: bool = False, compil
         _load_weights(config, model, world)
         if held_out is not None:
             _say(world, json.dumps(evaluation.score(held_out), indent=1))
+    if held_out is not None:
+        _say(world, f"predictions.json, nbest_predictions.json and metrics.json are in {config.train.output_dir}")
     if asked is not None:
         _say(world, f"\n{data.question}")
         for answer in evaluation.predict(asked)[0].n_best[:3]:
@@ -125,18 +127,14 @@ class Evaluation:
         scores = scores_of(windows.examples, predictions, data)
         if self._world.is_first:
             folder = Path(self._config.train.output_dir)
-            folder.mkdir(parents=True, exist_ok=True)
-            _write_json(folder / "predictions.json", final)
-            _write_json(
-                folder / "nbest_predictions.json",
-                {
-                    prediction.id: [answer._asdict() for answer in prediction.n_best]
-                    for prediction in predictions
-                },
-            )
-            if data.version_2:
-                _write_json(folder / "null_odds.json", {p.id: p.null_score_diff for p in predictions})
-            _write_json(folder / "metrics.json", scores)
+            with writing_to(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+                _write_json(folder / "predictions.json", final)
+                n_best = {p.id: [answer._asdict() for answer in p.n_best] for p in predictions}
+                _write_json(folder / "nbest_predictions.json", n_best)
+                if data.version_2:
+                    _write_json(folder / "null_odds.json", {p.id: p.null_score_diff for p in predictions})
+                _write_json(folder / "metrics.json", scores)
         return scores
 
 
@@ -177,6 +175,8 @@ def _question_windows(tokenizer: Tokenizer, data: SquadDataConfig) -> SquadWindo
             f"data.context_file = {data.context_file!r} cannot be read ({error}). Name a plain text "
             "file that holds the answer to data.question."
         ) from error
+    if not context.strip():
+        raise DataError(f"data.context_file = {data.context_file} is empty. Name one with the answer in it.")
     example = SquadExample("question", data.question, context, ())
     return make_windows([example], tokenizer, data.sequence_length, data.doc_stride, data.max_query_length)
 
@@ -207,20 +207,21 @@ def _windows(path: str, tokenizer: Tokenizer, data: SquadDataConfig, world: Worl
     """The windows of a SQuAD file; says what they are and which answers are lost."""
     examples = read_squad(Path(path))
     unanswered = sum(not example.answers for example in examples)
-    if 0 < unanswered < len(examples) and not data.version_2:
+    # Where all lack one, the answers are kept back, so that the file serves to predict but not to train.
+    if unanswered and not data.version_2 and (path == data.train_file or unanswered < len(examples)):
         raise ConfigError(
             f"{unanswered:,} of the {len(examples):,} questions of {path} have no answer, as in SQuAD 2.0. "
             "Set data.version_2=true, or take a file of version 1.1."
         )
     windows = make_windows(examples, tokenizer, data.sequence_length, data.doc_stride, data.max_query_length)
+    _say(world, f"{path}: {len(examples):,} questions in {len(windows):,} windows")
     lost = lost_answers(windows)
-    _say(
-        world,
-        f"{path}: {len(examples):,} questions, {len(windows):,} windows, {len(lost)} answers that tokens "
-        "do not give back exactly",
-    )
     if lost:
-        _say(world, f"  such as {lost[0].answer!r}, found as {lost[0].found!r}: it {lost[0].reason}")
+        _say(
+            world,
+            f"  {len(lost):,} answers cannot be given exactly by any choice of tokens, such as "
+            f"{lost[0].answer!r}, found as {lost[0].found!r} ({lost[0].reason})",
+        )
     return windows
 
 

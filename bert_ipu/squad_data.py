@@ -106,7 +106,10 @@ def _article_examples(path: Path, article: Dict[str, Any]) -> Iterator[SquadExam
             ]
             for answer in answers:
                 _check_answer(path, question["id"], context, answer)
-            yield SquadExample(question["id"], question["question"], context, tuple(answers))
+            for text in (question["question"], context):
+                if not isinstance(text, str):
+                    raise TypeError(f"question {question['id']} has {text!r} where a text is needed")
+            yield SquadExample(str(question["id"]), question["question"], context, tuple(answers))
 
 
 def _check_answer(path: Path, question_id: str, context: str, answer: Answer) -> None:

@@ -183,9 +183,9 @@ def _values(kind: int, content: bytes) -> np.ndarray:
 class TFRecordDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
     """Rows of Graphcore's TFRecord files, plain or packed, addressed like those of `PretrainDataset`."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
+    def __init__(self, paths: Sequence[Path], vocab_size: int) -> None:
         """Raises DataError: a file is missing or damaged, or the files are of different kinds or sizes."""
-        self.paths = list(paths)
+        self.paths, self.vocab_size = list(paths), vocab_size
         self._places = [record_places(path) for path in self.paths]
         self._ends = np.cumsum([len(places) for places in self._places])
         self._maps: List[Any] = [None] * len(self.paths)
@@ -215,11 +215,12 @@ class TFRecordDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
     def batch(self, names: Union[np.ndarray, Sequence[int]]) -> PretrainBatch:
         """The batch of the named samples, [B] integers `epoch * len(self) + row`.
 
-        Raises DataError: a record is damaged.
+        Raises DataError: a record is damaged, or has a token id outside the model's vocabulary.
         """
         examples = self._features(np.asarray(names, np.int64) % len(self))
         features = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
         arrays = _packed_batch(features) if self.packed else _plain_batch(features)
+        self._check_tokens(max(int(arrays[0].max()), int(arrays[5].max())))
         return PretrainBatch(*(torch.from_numpy(np.ascontiguousarray(array, np.int32)) for array in arrays))
 
     def __getitems__(self, names: List[int]) -> PretrainBatch:
@@ -227,6 +228,14 @@ class TFRecordDataset(torch.utils.data.Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, name: int) -> PretrainBatch:
         return PretrainBatch(*(field[0] for field in self.batch([name])))
+
+    def _check_tokens(self, highest: int) -> None:
+        if highest >= self.vocab_size:
+            raise DataError(
+                f"{self.paths[0]} or a file beside it holds the token id {highest:,}; the model has "
+                f"{self.vocab_size:,} embeddings, for ids from 0. Set model.vocab_size to that of the "
+                "vocabulary these files were made with."
+            )
 
     def _features(self, indices: np.ndarray) -> List[Dict[str, np.ndarray]]:
         files = np.searchsorted(self._ends, indices, side="right")

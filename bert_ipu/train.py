@@ -6,6 +6,7 @@ data).  A checkpoint holds exactly these, so resuming is loading them and seekin
 from __future__ import annotations
 
 import dataclasses
+import glob
 import hashlib
 import math
 import time
@@ -41,6 +42,9 @@ from bert_ipu.pipeline import PipelinedModel, output_type, pretraining_model
 from bert_ipu.pretraining_data import collate, open_pretraining_data
 from bert_ipu.recorder import Recorder
 from bert_ipu.sampler import Position, StreamSampler
+
+LOADED_AHEAD = 8
+"""Steps that a loader may be ahead, at most, apart from two for each of its workers."""
 
 Batch = Union[PretrainBatch, SquadBatch]
 Output = Union[PretrainOutput, SquadOutput]
@@ -83,11 +87,13 @@ def train(task: Task, resume: bool = False, compile_only: bool = False) -> None:
     world.check_same({"steps taken before": str(state.step)})  # hosts may have checkpoints of their own
     world.broadcast_weights(task.model.state_dict().values())
     executor = poptorch.trainingModel(task.model.train(), training_options(config, compile_only), optimizer)
-    _compile(executor, task, state)
     if compile_only:
+        _compile(executor, task, state)
         return
     recorder = Recorder(config, task.total_steps, state.step, world.is_first)
     try:
+        _compile(executor, task, state)
+        recorder.start()
         _loop(task, executor, optimizer, recorder, state, folder)
     finally:
         recorder.close()
@@ -170,6 +176,11 @@ def _start(task: Task, folder: Path, optimizer: torch.optim.Optimizer, resume: b
         world.say(f"resuming from {path} after step {state.step}")
         for key, (old, new) in _differences(state.configuration, settings).items():
             world.say(f"  changed since: {key} was {old!r}, is {new!r}")
+        # PopTorch sends an optimizer's numbers only where they are not those of the compilation, after which it
+        # sends the checkpoint's: a rate that no step has makes the first step send the configured ones.
+        set_learning_rate(optimizer, 2 * config.optim.lr + 1)
+        if state.step >= task.total_steps:
+            world.say(f"  all {task.total_steps} steps are taken: nothing is left to train")
         return state._replace(configuration=settings)
     if any(folder.glob("step_*")):
         raise ConfigError(
@@ -203,20 +214,27 @@ def _compile(executor: Any, task: Task, state: TrainingState) -> None:
 
 
 def _batches(task: Task, options: Any, state: TrainingState) -> Iterator[Batch]:
-    """This instance's batches from the state's position to the last step."""
+    """This instance's batches from the state's position to the last step; raises DataError on a damaged row."""
     config, world = task.config, task.world
     # Instances take turns as replicas do, so that a row meets the same replica, and dropout, in every layout.
     rows_of_replicas = config.ipu.micro_batch_size * config.ipu.replication_factor // world.size
     sampler = StreamSampler(
         len(task.dataset), config.train.seed, config.samples_per_step, task.total_steps - state.step,
         state.position, world.rank, world.size, block=rows_of_replicas)
-    modes = poptorch.DataLoaderMode
-    loader = poptorch.DataLoader(
-        options, task.dataset, batch_size=config.ipu.micro_batch_size, num_workers=config.data.workers,
-        mode=modes.Async if config.data.async_loader else modes.Sync,
-        auto_distributed_partitioning=False, sampler=sampler, collate_fn=collate)
-    for batch in loader:
-        yield task.model.batch_type(*batch)
+    modes, taken = poptorch.DataLoaderMode, 0
+    try:
+        loader = poptorch.DataLoader(
+            options, task.dataset, batch_size=config.ipu.micro_batch_size, num_workers=config.data.workers,
+            mode=modes.Async if config.data.async_loader else modes.Sync,
+            auto_distributed_partitioning=False, sampler=sampler, collate_fn=collate)
+        for batch in loader:
+            yield task.model.batch_type(*batch)
+            taken += 1
+    except Exception:
+        # A process that loads ends with its own traceback, if with that: what it read, read here, says why.
+        for step in range(taken, min(taken + LOADED_AHEAD + 2 * config.data.workers, sampler.steps)):
+            task.dataset.batch(sampler.step_samples(step))
+        raise
 
 
 def _sequences(batch: Batch) -> int:
@@ -317,7 +335,9 @@ def _dataset(config: PretrainConfig, path: str, generated: bool = False, fixed_m
     data, model = config.data, config.model
     if generated or data.dataset == "generated":
         return GeneratedRows(data, model.vocab_size, config.samples_per_step, config.train.seed)
-    inputs = sorted(Path().glob(path)) if "*" in path and not path.startswith("/") else [Path(path)]
+    inputs = [Path(file) for file in sorted(glob.glob(path))] if "*" in path else [Path(path)]
+    if not inputs:
+        raise DataError(f"No file fits the pattern {path}. Name TFRecord files, as in folder/*.tfrecord.")
     opened = open_pretraining_data(
         inputs, data.sequence_length, data.mask_tokens, model.vocab_size, config.train.seed,
         data.whole_word_masking, fixed_masks or data.fixed_masks)

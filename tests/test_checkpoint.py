@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from bert_ipu.batch import SquadBatch
@@ -23,6 +24,7 @@ from bert_ipu.errors import ConfigError, DataError
 from bert_ipu.optim import make_optimizer
 from bert_ipu.pipeline import PipelinedModel, pretraining_model, squad_model
 from bert_ipu.sampler import Position
+from bert_ipu.tokenizer import load_tokenizer
 
 SHAPE = ModelConfig(
     vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, max_position_embeddings=12,
@@ -110,12 +112,66 @@ def test_starting_from_real_weights(shared_data: Path) -> None:
     assert torch.equal(model.model.bert.encoder.layer[5].output.dense.weight, stored.half())
 
 
+def test_starting_from_names_of_old(tmp_path: Path) -> None:
+    """The published bert-base-uncased has gamma and beta in its layer norms; Hugging Face renames them, too."""
+    torch.manual_seed(4)
+    theirs = transformers.BertModel(transformers.BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        max_position_embeddings=12))
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter)
+    old = {
+        f"bert.{name}".replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"):
+        tensor for name, tensor in theirs.state_dict().items()}
+    theirs.config.save_pretrained(tmp_path)
+    save_file(old, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    expected = transformers.BertModel.from_pretrained(tmp_path).state_dict()
+    model = squad_model(SQUAD)
+    assert load_initial_weights(tmp_path, model, SHAPE) == ["qa_outputs.bias", "qa_outputs.weight"]
+    for name, tensor in model.model.bert.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_upper_case_is_kept_where_the_vocabulary_keeps_it(tmp_path: Path) -> None:
+    vocab = tmp_path / "vocab.txt"
+    vocab.write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "A"]) + "\n")
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    path = save(tmp_path / "out", pretraining_model(PRETRAIN), vocab=vocab)
+    for folder in (tmp_path, path):
+        assert load_tokenizer(folder / "vocab.txt").encode("a A").ids == [5, 6]
+    assert transformers.AutoTokenizer.from_pretrained(path)("a A")["input_ids"] == [2, 5, 6, 3]
+
+
+def test_a_full_disk_is_named_and_the_last_checkpoint_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = squad_model(SQUAD)
+    (tmp_path / ".step_00000003.partial").mkdir()  # of a run that was killed
+    first = save(tmp_path, model)
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("bert_ipu.checkpoint.save_file", full)
+    with pytest.raises(DataError, match=r"cannot be written .*No space left on device"):
+        save(tmp_path, model, STATE._replace(step=8))
+    assert newest_checkpoint(tmp_path) == first
+    (tmp_path / "file").touch()
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="file cannot be written"):
+        save(tmp_path / "file", model)
+
+
 def test_folders_that_are_no_models(tmp_path: Path) -> None:
     model = squad_model(SQUAD)
     with pytest.raises(DataError, match=r"config\.json cannot be read"):
         load_initial_weights(tmp_path, model, SHAPE)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
     with pytest.raises(ConfigError, match="model_type is gpt2"):
+        load_initial_weights(tmp_path, model, SHAPE)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
         load_initial_weights(tmp_path, model, SHAPE)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(DataError, match="cannot be read as safetensors"):

@@ -106,12 +106,22 @@ def test_overrides_and_json_and_base(tmp_path: Path) -> None:
     assert (config.optim.eps, config.ipu.layers_per_ipu, config.data.workers) == (1e-7, (6, 6), 2)
 
 
+def test_texts_are_taken_as_they_stand(tmp_path: Path) -> None:
+    """YAML would take them for a date, a mapping, a comment or a truth value."""
+    texts = ["2026-01-31", "Who: he or she?", "What is C # like?", "no", ""]
+    for text in texts:
+        assert load_config(SquadConfig, "demo", [f"data.question={text}"]).data.question == text
+    (tmp_path / "mine.yaml").write_text("base: demo\nmodel:\noptim:\n  lr: 0.5\n")
+    assert load_config(SquadConfig, str(tmp_path / "mine.yaml")).optim.lr == 0.5
+
+
 def test_all_mistakes_are_reported_at_once() -> None:
     message = problems(
         PretrainConfig, "ipu.bakend=ipu", "model.hidden_size=big", "ipu.precision=float61", "optim.lr=-1",
-        "steps", "x=1")
+        "steps", "x=1", "train=3")
     for part in ["did you mean ipu.backend?", "a whole number needed", "did you mean float16?",
-                 "at least 0 needed", "override 'steps' has no '='", "x is no key"]:
+                 "at least 0 needed", "override 'steps' has no '='", "x is no key",
+                 "train is a section: write train.KEY=value"]:
         assert part in message
 
 

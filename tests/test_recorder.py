@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from bert_ipu.config import PretrainConfig, RecorderConfig, TrainConfig
-from bert_ipu.errors import ConfigError
+from bert_ipu.errors import ConfigError, DataError
 from bert_ipu.recorder import METRICS_NAME, Recorder, read_metrics
 
 
@@ -57,6 +58,30 @@ def test_tensorboard(tmp_path: Path) -> None:
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("train/loss")] == [(1, 2.5)]
+
+
+def test_one_run_at_a_time_writes_to_a_folder(tmp_path: Path) -> None:
+    """Another process: a process may lock a file again that it has locked itself."""
+    recorder = Recorder(configured(tmp_path), total_steps=2)
+    recorder.step(1, {"loss": 1.0})
+    other = (
+        "import sys; sys.path.insert(0, 'tests'); from pathlib import Path; import test_recorder as t\n"
+        "try: t.Recorder(t.configured(Path(sys.argv[1])), total_steps=2)\n"
+        "except t.ConfigError as error: print(error)")
+    command = [sys.executable, "-c", other, str(tmp_path)]
+    root = Path(__file__).resolve().parents[1]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout
+    assert f"Another run is writing to {tmp_path}" in told
+    recorder.close()
+    assert len(read_metrics(tmp_path / METRICS_NAME)) == 1
+    assert subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout == ""
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(DataError, match=r"cannot be written .* train.output_dir another folder"):
+            Recorder(configured(folder), total_steps=1)
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -246,6 +246,10 @@ def no_question_text(squad: dict[str, Any]) -> None:
     del first_question(squad)["question"]
 
 
+def question_that_is_none(squad: dict[str, Any]) -> None:
+    first_question(squad)["question"] = None
+
+
 def repeated_id(squad: dict[str, Any]) -> None:
     squad["data"][0]["paragraphs"][1]["qas"][0]["id"] = first_question(squad)["id"]
 
@@ -265,6 +269,7 @@ def no_questions(squad: dict[str, Any]) -> None:
         (absent_answer, "stands nowhere in the context"),
         (empty_answer, "an answer is empty"),
         (no_question_text, "not in SQuAD's format.*'question'"),
+        (question_that_is_none, "not in SQuAD's format.*question binary-numbers-1-1 has None"),
         (repeated_id, "two questions with the id 'binary-numbers-1-1'"),
         (no_questions, "has no questions"),
     ],

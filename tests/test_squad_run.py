@@ -171,6 +171,8 @@ def test_steps_cover_every_window() -> None:
         (["data.train_file={tmp}/missing.json"], "There is no SQuAD file"),
         (["data.train_file={questions}", "model.vocab_size=100"], "has 2,560 tokens, the model has 100"),
         (["data.train_file={unanswered}"], "1 of the 6 questions of .* have no answer"),
+        (["data.train_file={blind}"], "6 of the 6 questions of .* have no answer"),
+        (["data.train_file={questions}", "data.question=Why?", "data.context_file={empty}"], "is empty"),
         (["data.train_file={questions}", "data.question=Why?"], "data.context_file = ''"),
         (["data.train_file={questions}", "checkpoint.initial_weights={tmp}"], "is no model folder"),
     ],
@@ -181,6 +183,10 @@ def test_a_mistake_ends_in_one_message(
     squad = json.loads(questions.read_text())
     squad["data"][0]["paragraphs"][0]["qas"][0]["answers"] = []
     places = {"questions": questions, "tmp": tmp_path, "unanswered": write_json(tmp_path / "v2.json", squad)}
+    for paragraph in squad["data"][0]["paragraphs"]:
+        paragraph["qas"] = [{**question, "answers": []} for question in paragraph["qas"]]
+    places["blind"], places["empty"] = write_json(tmp_path / "blind.json", squad), tmp_path / "empty.txt"
+    places["empty"].touch()
     out = tmp_path / "run"
     status = run(f"train.output_dir={out}", *(override.format(**places) for override in overrides))
     error = capsys.readouterr().err

@@ -86,7 +86,7 @@ def test_packed_records_have_whole_sequences(samples: Path) -> None:
 
 
 def test_several_files_and_workers(samples: Path) -> None:
-    data = TFRecordDataset([samples / "sample_text.tfrecord"] * 2)
+    data = TFRecordDataset([samples / "sample_text.tfrecord"] * 2, 30522)
     batch = pickle.loads(pickle.dumps(data)).batch([3, 48, 3 + 90])
     assert len(data) == 90
     assert torch.equal(batch.input_ids[0], batch.input_ids[1]) and torch.equal(
@@ -115,11 +115,17 @@ def test_damage_is_named(samples: Path, damage, message: str) -> None:
     path = samples / "sample_text.tfrecord"
     damage(path)
     with pytest.raises(DataError, match=message):
-        TFRecordDataset([path]).batch(np.arange(45))
+        TFRecordDataset([path], 30522).batch(np.arange(45))
+
+
+def test_tokens_outside_the_model_are_named(samples: Path) -> None:
+    data = TFRecordDataset([samples / "sample_text.tfrecord"], 20_000)
+    with pytest.raises(DataError, match=r"token id 29,\d+; the model has 20,000 embeddings"):
+        data.batch(np.arange(45))
 
 
 def test_kinds_and_sizes_must_agree(samples: Path) -> None:
     with pytest.raises(DataError, match="different kinds"):
-        TFRecordDataset([samples / "sample_text.tfrecord", samples / "sample_text_packed.tfrecord"])
+        TFRecordDataset([samples / "sample_text.tfrecord", samples / "sample_text_packed.tfrecord"], 30522)
     with pytest.raises(DataError, match="set mask_tokens to 20"):
         open_pretraining_data([samples / "sample_text_packed.tfrecord"], 128, 76, 30522)

@@ -13,11 +13,15 @@ from safetensors.numpy import load_file
 
 import bert_ipu
 from bert_ipu.backend import Backend
-from bert_ipu.config import PretrainConfig, config_from_values
+from bert_ipu.checkpoint import load_checkpoint, newest_checkpoint
+from bert_ipu.config import PretrainConfig, SquadConfig, config_from_values
 from bert_ipu.errors import ConfigError, DataError, DivergedError
+from bert_ipu.optim import make_optimizer
+from bert_ipu.pipeline import squad_model
 from bert_ipu.pretraining_data import PretrainDataset
 from bert_ipu.recorder import METRICS_NAME, Recorder, read_metrics
-from bert_ipu.records import Layout, Records, Rows, write_manifest, write_shard
+from bert_ipu.records import Layout, Records, Rows
+from bert_ipu.records_writer import write_manifest, write_shard
 from bert_ipu.train import GeneratedRows, pretrain
 
 SIMULATOR = Backend("simulator", "tests run in it")
@@ -118,6 +122,64 @@ def test_an_output_folder_is_not_overwritten(records: Path, tmp_path: Path) -> N
     pretrain(configured(records, tmp_path, train__steps=1), SIMULATOR)
     with pytest.raises(ConfigError, match="holds checkpoints of an earlier run"):
         pretrain(configured(records, tmp_path, train__steps=1), SIMULATOR)
+
+
+def test_changed_settings_take_effect_on_resuming(records: Path, tmp_path: Path) -> None:
+    """Also those that a checkpoint holds: the optimizer's numbers, and what the device keeps of them."""
+    start = {"train__steps": 2, "optim__name": "adamw", "ipu__precision": "float32"}
+    pretrain(configured(records, tmp_path / "start", **start), SIMULATOR)
+    results = {}
+    for key, value in {
+        "optim__loss_scaling": 8.0, "optim__weight_decay": 0.5, "optim__beta2": 0.5,
+        "optim__bias_correction": False,
+    }.items():
+        folder = tmp_path / key
+        shutil.copytree(tmp_path / "start", folder)
+        changes = {**start, "train__steps": 3, key: value}
+        pretrain(configured(records, folder, **changes), SIMULATOR, resume=True)
+        weights = load_file(folder / "checkpoints/step_00000003/model.safetensors")
+        scalars = load_file(folder / "checkpoints/step_00000003/optimizer.safetensors")
+        results[key] = weights["bert.pooler.dense.weight"].tobytes()
+        loss_scale = next(value for name, value in scalars.items() if "lossScaling" in name)
+        assert loss_scale == (8 if key == "optim__loss_scaling" else 1)
+    assert len(set(results.values())) == 4, "each setting changes the weights, but for loss scaling in float32"
+
+
+def test_another_kind_of_run_cannot_be_resumed(
+    records: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = configured(records, tmp_path, train__steps=1)
+    pretrain(config, SIMULATOR)
+    pretrain(config, SIMULATOR, resume=True)
+    assert "all 1 steps are taken" in capsys.readouterr().out
+    model = squad_model(SquadConfig(model=config.model, ipu=config.ipu))
+    with pytest.raises(ConfigError, match="trains BertForQuestionAnswering, whose parameters are others"):
+        newest = newest_checkpoint(tmp_path / "checkpoints")
+        load_checkpoint(newest, model, config.model, make_optimizer(model, config.optim))
+
+
+@pytest.mark.parametrize("loader", [{"data__workers": 1}, {"data__async_loader": True}])
+def test_a_row_that_breaks_in_another_process_is_named(
+    records: Path, tmp_path: Path, loader: dict[str, object]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(records, broken)
+    shard = broken / "rows-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1  # of a row that compiling does not read
+    shard.write_bytes(content)
+    with pytest.raises(DataError) as caught:
+        pretrain(configured(broken, tmp_path / "out", train__steps=60, **loader), SIMULATOR)
+    assert "does not match its checksum" in str(caught.value)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_patterns_of_files(records: Path, tmp_path: Path, shared_data: Path) -> None:
+    with pytest.raises(DataError, match="No file fits the pattern"):
+        pretrain(configured(tmp_path / "*.tfrecord", tmp_path / "out"), SIMULATOR)
+    both = configured(shared_data / "graphcore_bert" / "*.tfrecord", tmp_path / "out")
+    with pytest.raises(DataError, match="rows of different kinds"):
+        pretrain(both, SIMULATOR)
 
 
 def test_there_must_be_something_to_resume(records: Path, tmp_path: Path) -> None:
