@@ -6,12 +6,16 @@ Trains, predicts, scores SQuAD 1.1 and 2.0, and answers a question of your own (
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from typing import Optional, Sequence
 
 from bert_ipu.backend import activate
 from bert_ipu.config import SquadConfig, describe_settings, load_config
 from bert_ipu.errors import UserError
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit status of a program that Ctrl-C ended, as shells have it."""
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -37,6 +41,9 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; --resume goes on from the newest checkpoint, if one was saved", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

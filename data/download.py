@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import http.client
 import os
+import signal
 import sys
 import time
 import urllib.error
@@ -51,7 +52,7 @@ class Patience(NamedTuple):
 
 
 def main(arguments: list[str] | None = None, patience: Patience | None = None) -> int:
-    """Exit status: 0 done, 2 the download failed."""
+    """Exit status: 0 done, 2 the download failed, 130 Ctrl-C."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -76,9 +77,12 @@ def main(arguments: list[str] | None = None, patience: Patience | None = None) -
             download_wikipedia(
                 options.mirror or WIKIPEDIA_MIRROR, options.wiki, options.date, options.out, patience
             )
-    except UserError as error:
+    except (UserError, OSError) as error:
         print(f"download: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("download: interrupted. The same command carries on.", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 
