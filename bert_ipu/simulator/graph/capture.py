@@ -127,6 +127,16 @@ class Capture:
             self._declared[id(tensor)] = variable
             self._known[id(tensor)] = (tensor, None)  # type: ignore[assignment]
 
+    def declares(self, tensor: Any) -> bool:
+        """Whether a tensor is one of the model's parameters and buffers."""
+        return id(tensor) in self._known
+
+    def as_given(self, tensor: CapturedTensor) -> torch.Tensor:
+        """The parameter or buffer that a captured tensor stands for, as modules keep it; else the tensor itself."""
+        owner = tensor.shown.storage.owner
+        given = self.program.variables[owner].tensor if isinstance(owner, str) else None
+        return given if given is not None and self.recognise(given) is tensor else tensor
+
     def input(self, spec: InputSpec) -> CapturedTensor:
         """A user input as the forward sees it: the host's dtype."""
         node = self.program.add_input(spec)

@@ -38,7 +38,8 @@ def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
             f"as an IPU tensor. ({capture.origin.source})"
         )
     if dtype is None or dtype == tensor.dtype:
-        return capture.share(tensor) if bound.get("copy") or func is aten._to_copy.default else tensor
+        copies = bound.get("copy") or func is aten._to_copy.default
+        return capture.share(tensor) if copies else capture.as_given(tensor)
     return capture.record(aten._to_copy.default, (tensor,), {"dtype": dtype})
 
 

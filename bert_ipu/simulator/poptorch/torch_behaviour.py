@@ -11,7 +11,8 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from ..graph.captured import CapturedTensor
+from ..graph.capture import current
+from ..graph.captured import IPU, CapturedTensor
 from ._logging import logger
 from .recording import is_recording
 
@@ -38,11 +39,26 @@ _FACTORIES = frozenset(
 )
 
 
+_PLACES = {
+    torch.Tensor.device.__get__: IPU,  # type: ignore[attr-defined]
+    torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
+    torch.Tensor.is_ipu.__get__: True,  # type: ignore[attr-defined]
+}
+"""What a parameter or buffer answers that asked where it is."""
+
+
 class IpuByDefault(TorchFunctionMode):
-    """Inside a forward, torch's factories make IPU tensors unless told otherwise."""
+    """Inside a forward, parameters and buffers are on the IPU, and torch's factories make tensors there unless told
+    otherwise."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        capture = current()
+        if func in _PLACES and capture is not None and capture.declares(args[0]):
+            return _PLACES[func]
+        if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], torch.Tensor):
+            on_ipu = isinstance(args[1], CapturedTensor) or (capture is not None and capture.declares(args[1]))
+            args = (args[0], IPU if on_ipu else args[1].device, args[1].dtype, *args[2:])
         if (
             is_recording()
             and func in _FACTORIES
