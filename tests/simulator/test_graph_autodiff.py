@@ -113,6 +113,8 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...]]] = {
     "cumsum": (lambda x, a: a.cumsum(1), ((4, 6),)),
     "in place": (lambda x, a: _in_place(a), ((4, 6),)),
     "detach": (lambda x, a: a * a.detach(), ((4, 6),)),
+    "index_fill": (lambda x, a, v: a.index_fill(1, IDS.to(x.device), v), ((4, 6), ())),
+    "max_pool3d": (lambda x, a: F.max_pool3d(a, 2), ((2, 4, 4, 6),)),
 }
 
 

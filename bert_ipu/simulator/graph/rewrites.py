@@ -159,6 +159,49 @@ def _bincount(x: Tensor, weights: Optional[Tensor] = None, minlength: int = 0) -
     return torch.zeros(minlength, dtype=counted.dtype, device=x.device).scatter_add(0, x, counted)
 
 
+def _embedding_bag(
+    weight: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Optional[Tensor] = None,
+    include_last_offset: bool = False,
+    padding_idx: Optional[int] = None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Rows [N, D] are summed (mode 0), averaged (1), or the largest taken (2), of the bag each lies in.
+
+    Only the first of the four results is the operator's, as in PopTorch, whose refusals these are, too.
+    """
+    if scale_grad_by_freq or sparse or (padding_idx is not None and padding_idx >= 0):
+        raise poptorch_error(
+            "Unsupported aten::embedding_bag operation: scale_grad_by_freq, sparse and padding_idx are unsupported."
+        )
+    rows = torch.nn.functional.embedding(indices, weight)
+    if per_sample_weights is not None:
+        rows = rows * per_sample_weights.unsqueeze(1)
+    positions = torch.arange(indices.size(0), device=indices.device).unsqueeze(1)
+    bag = (positions >= offsets).sum(1, keepdim=True) - 1
+    empty = torch.zeros(offsets.size(0), rows.size(1), dtype=rows.dtype, device=rows.device)
+    if mode == 2:
+        bags = empty.scatter_reduce(0, bag.expand_as(rows), rows, "amax", include_self=False)
+    else:
+        bags = empty.scatter_add(0, bag.expand_as(rows), rows)
+    if mode == 1:
+        sizes = (bag == torch.arange(offsets.size(0), device=bag.device)).sum(0).clamp(min=1)
+        bags = bags / sizes.unsqueeze(1).to(bags.dtype)
+    # With include_last_offset, what lies behind the last offset is in no bag.
+    return (bags[:-1] if include_last_offset else bags), bag, offsets, offsets
+
+
+def _index_fill(x: Tensor, dim: int, index: Tensor, value: Tensor) -> Tensor:
+    filled = torch.zeros(x.size(dim), dtype=torch.int32, device=x.device).index_fill(0, index, 1)
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return torch.where(filled.bool().reshape(shape), value, x)
+
+
 _IMPOSSIBLE = -1e30
 """The log probability of a path that cannot be: finite, so that differences of two of them are."""
 
@@ -216,6 +259,9 @@ REWRITES: dict[OpOverload, Callable[..., Any]] = {
     aten.rrelu.default: _rrelu,
     aten.one_hot.default: _one_hot,
     aten.bincount.default: _bincount,
+    aten.embedding_bag.default: _embedding_bag,
+    aten.embedding_bag.padding_idx: _embedding_bag,
+    aten.index_fill.int_Tensor: _index_fill,
     aten.ctc_loss.IntList: _ctc_loss,
     aten.ctc_loss.Tensor: _ctc_loss,
 }

@@ -98,6 +98,8 @@ def _copy(b: Backward, node: fx.Node, inner: fx.Node, placed: dict[fx.Node, Any]
         return args[0]  # type: ignore[no-any-return]
     if inner.target in _RESHAPES:
         return b.reshape(args[0], list(args[1]))
+    if inner.target is aten._efficientzerotensor.default:  # torch's zeros without memory
+        return b.emit(aten.zeros.default, *args, dtype=inner.meta["val"].dtype)
     existing = _existing(node, inner.target, args, kwargs)
     if existing is not None:
         return existing

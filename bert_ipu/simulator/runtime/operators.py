@@ -197,6 +197,7 @@ LONG_ARGUMENTS: dict[str, tuple[int, ...]] = {
     "nll_loss_backward": (2,),
     "nll_loss2d_backward": (2,),
     "max_pool2d_with_indices_backward": (7,),
+    "max_pool3d_with_indices_backward": (7,),
     "index_put": (1,),
     "index": (1,),
     "index_add": (2,),
