@@ -163,7 +163,8 @@ class OptimConfig:
     """The optimizer and its schedule."""
 
     name: str = setting("adamw", "update rule", choices=("sgd", "adamw", "lamb"))
-    bias_correction: bool = setting(True, "adamw and lamb: correct the moments for their start at zero")
+    bias_correction: bool = setting(
+        True, "lamb: correct the moments for their start at zero; PopTorch's adamw always does")
     lr: float = setting(1e-3, "learning rate; the highest one of a schedule", low=0)
     schedule: str = setting(
         "constant", "linear: after the warm-up, falls to 0 at the last step", choices=("constant", "linear"))
