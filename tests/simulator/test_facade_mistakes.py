@@ -110,6 +110,27 @@ def test_what_a_forward_cannot_do_is_said_with_its_place(
     assert re.search(HERE, str(error.value)), error.value
 
 
+def test_an_operator_whose_gradient_cannot_be_traced_is_named_with_its_place() -> None:
+    @torch.library.custom_op("test_facade_mistakes::triple", mutates_args=())
+    def triple(x: torch.Tensor) -> torch.Tensor:
+        return x * 3
+
+    triple.register_fake(torch.empty_like)
+
+    class Tripled(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.mse_loss(triple(self.weight * x), x)
+
+    torch.testing.assert_close(poptorch.inferenceModel(Tripled(), _options())(X), (2 * X).square().mean())
+    said = r"The gradient of test_facade_mistakes\.triple\S* \(.*test_facade_mistakes\.py:\d+\) cannot be compiled"
+    with pytest.raises(poptorch.Error, match=said):
+        poptorch.trainingModel(Tripled(), _options())(X)
+
+
 def test_a_pipeline_must_not_go_back() -> None:
     options = _options().deviceIterations(4)
     with pytest.raises(poptorch.Error, match=r"goes back from stage 1 to stage 0: .*'block2'.*AutoIncrement"):

@@ -35,7 +35,13 @@ def traced_rule(b: Backward, node: fx.Node, grad: Any) -> Iterator[tuple[fx.Node
     ]
     grads = grad if isinstance(grad, list) else [grad]
     used = [index for index, found in enumerate(grads) if found is not None]
-    traced = _trace(b, node, operands, wanted, [grads[i] for i in used], used)
+    try:
+        traced = _trace(b, node, operands, wanted, [grads[i] for i in used], used)
+    except RuntimeError as error:
+        raise poptorch_error(
+            f"The gradient of {node.target} ({node.meta.get('source')}) cannot be compiled, as torch's autograd cannot "
+            f"be traced over it: {error}. Write it in terms of other operators, or in C++ for `poptorch.custom_op`."
+        ) from error
     found = _graft(b, node, traced, [*operands, *(grads[i] for i in used)])
     for operand, gradient in zip(wanted, found):
         if gradient is not None:
