@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bert_ipu.batch import IGNORED_LABEL
 from bert_ipu.config import PretrainConfig, load_config
+from bert_ipu.errors import ConfigError
 from bert_ipu.pretraining_data import open_pretraining_data
 from bert_ipu.recorder import METRICS_NAME, read_metrics
 from bert_ipu.records import MANIFEST_NAME, Records
@@ -45,10 +46,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("inputs", nargs="*", help="texts, and settings as section.key=value")
     parser.add_argument("--vocab", type=Path, default=SHARED / "models" / "all-MiniLM-L6-v2" / "vocab.txt")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     overrides = [given for given in arguments.inputs if "=" in given]
     inputs = [Path(given) for given in arguments.inputs if "=" not in given] or INPUTS
-    config = load_config(PretrainConfig, NAME, overrides)
+    try:
+        config = load_config(PretrainConfig, NAME, overrides)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
     prepare(config, inputs, arguments.vocab)
     baseline = unigram_cross_entropy(config)
     print(f"unigram cross-entropy of the held-out masked tokens: {baseline:.3f} nats a token")
@@ -56,7 +61,7 @@ def main() -> None:
     resume = ["--resume"] if any(output.glob("checkpoints/step_*")) else []
     command = [sys.executable, "run_pretraining.py", "--config", NAME, *overrides, *resume]
     before = os.times()
-    subprocess.run(command, cwd=ROOT, check=True)
+    run(command)
     after = os.times()
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     report(output, config, baseline)
@@ -71,7 +76,14 @@ def prepare(config: PretrainConfig, inputs: list[Path], vocab: Path) -> None:
     command = [sys.executable, "data/prepare_wikipedia.py", *map(str, inputs), "--vocab", str(vocab)]
     length = str(config.data.sequence_length)
     command += ["--out", str(records), "--sequence-length", length, "--held-out", "20"]
-    subprocess.run(command, cwd=ROOT, check=True)
+    run(command)
+
+
+def run(command: list[str]) -> None:
+    """Run one of our scripts; ends with its status where it fails, as it has said why."""
+    status = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if status:
+        sys.exit(status)
 
 
 def unigram_cross_entropy(config: PretrainConfig) -> float:
