@@ -16,7 +16,7 @@ from bert_ipu.simulator.graph.captured import DynamicShapeError, describe
 from bert_ipu.simulator.graph.sources import Origin, is_foreign
 
 _CHECKS = frozenset({functional.gaussian_nll_loss.__code__})
-"""They ask only to refuse some values. A device refuses none."""
+"""They ask in order to refuse some values. A device refuses none."""
 
 _MOMENTUM = (
     "give the layer a `momentum`, since with None the weight of a batch depends on how many there were"
@@ -32,7 +32,7 @@ _INSTEAD = {
 
 
 def is_check() -> bool:
-    """Whether a function of torch asks that would refuse the value or go on as it does without asking."""
+    """Whether the value is asked for by code of torch that only refuses some values."""
     return _asking(_CHECKS) is not None
 
 
