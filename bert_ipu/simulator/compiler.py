@@ -41,7 +41,7 @@ from bert_ipu.simulator.graph.optimizers import (
     scalar_values,
 )
 from bert_ipu.simulator.graph.tensor_names import named_tensors
-from bert_ipu.simulator.graph.writes import assign_at_end, let_update_read_assigned
+from bert_ipu.simulator.graph.writes import assign_at_end, let_update_read_assigned, run_updates_last
 
 aten = torch.ops.aten
 
@@ -107,6 +107,7 @@ def compile_program(request: CompileRequest) -> Program:
         found = {name: program.latest(node) for name, node in found.items()}
     writes = [(name, program.latest(node)) for name, node in writes]
     found = assign_at_end(program, writes, found)
+    run_updates_last(program)
     updating = request.training and request.optimizer is not None
     if updating:
         _add_optimizer(request, program, found)

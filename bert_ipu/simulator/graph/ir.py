@@ -344,6 +344,10 @@ class Program:
             node = self._successors[node]
         return node
 
+    def move_to_end(self, node: fx.Node) -> None:
+        """Let a node run after all others that are there."""
+        self.output.prepend(node)
+
     def set_results(self, nodes: Sequence[fx.Node]) -> None:
         """Change the output tuple; `outputs` must fit it again when editing is done."""
         self.output.args = (tuple(nodes),)
@@ -394,6 +398,11 @@ def output_node(graph: fx.Graph) -> fx.Node:
     node = graph._root.prev
     assert node.op == "output", "the graph has no output yet"
     return node
+
+
+def is_outer(node: fx.Node) -> bool:
+    """Whether a node runs once per weight update, after the last micro-batch."""
+    return node.meta.get("context") == "outer"
 
 
 def mutated(node: fx.Node) -> tuple[int, ...]:

@@ -65,7 +65,7 @@ _BINARY: dict[Any, str] = {
     aten.div.Tensor: "Div",
 }
 _PRODUCTS = frozenset({aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default})
-_ACCUMULATIONS = {
+ACCUMULATIONS = {
     "add": "Add",
     "dampened_add": "DampenedAdd",
     "dampened_add_square": "DampenedAddSquare",
@@ -75,6 +75,7 @@ _ACCUMULATIONS = {
     "infinity": "Infinity",
     "mean": "Mean",
 }
+"""PopART's name of each kind of `ops.accumulate`."""
 
 
 def operands(node: fx.Node) -> list[fx.Node]:
@@ -184,7 +185,7 @@ def _softmax_grad(node: fx.Node) -> Appearance:
 
 
 def _accumulate(node: fx.Node) -> Appearance:
-    kind = _ACCUMULATIONS[str(node.kwargs["kind"])]
+    kind = ACCUMULATIONS[str(node.kwargs["kind"])]
     attributes = {"accumulation_type": kind, **_scalar("factor", node.args[2] if len(node.args) > 2 else 1.0)}
     return Appearance("Accumulate", _positions(node), attributes)
 

@@ -17,8 +17,8 @@ from torch import fx
 
 from bert_ipu.simulator.custom_ops import CompiledOp, CustomOpError, registered_patterns
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import OperatorSummary, PatternChange, Program, Role
-from bert_ipu.simulator.graph.pattern_ops import VIEWS, appearance, operands
+from bert_ipu.simulator.graph.ir import OperatorSummary, PatternChange, Program, Role, is_outer
+from bert_ipu.simulator.graph.pattern_ops import ACCUMULATIONS, VIEWS, appearance, operands
 from bert_ipu.simulator.native.patterns import PatternEdit, PatternGraph, PatternOp, Phase, TensorKind
 
 aten = torch.ops.aten
@@ -188,22 +188,55 @@ class _Application:
     def _insert(self, op: PatternOp) -> None:
         compiled = self.offer.graph.compile(op.id)
         place = self._place(op)
-        inputs = [self._readable(self.values[op.inputs[slot]], place) for slot in sorted(op.inputs)]
+        if op.outer and self.program.training and not is_outer(place):
+            self._update_after_micro_batches(op, compiled, place)
+            return
+        inputs = [self._readable(self.values[op.inputs[slot]], is_outer(place)) for slot in sorted(op.inputs)]
         with self.program.before(place):
             if compiled.updates and self.program.variable_of(inputs[0]) is not None:
                 if compiled.updates != {0: 0}:
                     raise CustomOpError(f"{self._blame()}: {op.type} changes other inputs than its first")
-                made = self.program.emit(ops.pattern_update, *inputs, origin=place, compiled=compiled)
-                self._provide(op.outputs[0], made)
+                self._provide(op.outputs[0], self._emit_update(op, compiled, inputs, place, {}))
                 return
             made = self._emit(compiled, inputs, place)
             for index, tensor_id in op.outputs.items():
                 item = self.program.emit(operator.getitem, made, index, origin=place)  # type: ignore[arg-type]
                 self._provide(tensor_id, item)
 
-    def _readable(self, value: fx.Node, place: fx.Node) -> fx.Node:
-        """A value where `place` runs: the weight update reads what micro-batches computed, not what they read."""
-        if place.meta.get("context") != "outer" or "input" not in value.meta:
+    def _update_after_micro_batches(self, op: PatternOp, compiled: CompiledOp, place: fx.Node) -> None:
+        """Insert what changes a variable once per weight update, at the end of all that is there yet."""
+        inputs = [self._readable(self.values[op.inputs[slot]], outer=True) for slot in sorted(op.inputs)]
+        if compiled.updates != {0: 0} or self.program.variable_of(inputs[0]) is None:
+            raise CustomOpError(
+                f"{self._blame()}: {op.type} is to run after the micro-batches (AccumulateOuterFragment) and does "
+                "not change a variable, its first input, which is all that the simulator runs there"
+            )
+        meta = {"pass": "optimizer", "context": "outer"}
+        with self.program.before(self.program.output):
+            made = self._emit_update(op, compiled, inputs, place, meta)
+        self._provide(op.outputs[0], made)
+        for reader in made.users:
+            if not is_outer(reader):
+                raise CustomOpError(
+                    f"{self._blame()}: {reader} reads the result of {op.type}, which runs after the micro-batches"
+                )
+
+    def _emit_update(
+        self, op: PatternOp, compiled: CompiledOp, inputs: list[fx.Node], place: fx.Node, meta: dict[str, str]
+    ) -> fx.Node:
+        """What changes a variable: PopART's own Accumulate, or an operator that brings its code."""
+        if op.type != "Accumulate":
+            return self.program.emit(ops.pattern_update, *inputs, origin=place, meta=meta, compiled=compiled)
+        wanted = op.attributes["accumulation_type"]
+        kind = next((kind for kind, name in ACCUMULATIONS.items() if name == wanted), None)
+        if kind is None:
+            raise CustomOpError(f"{self._blame()}: accumulation of type {wanted} is not built")
+        factor = () if len(inputs) > 2 else (float(op.attributes["factor"]),)
+        return self.program.emit(ops.accumulate, *inputs, *factor, origin=place, meta=meta, kind=kind)
+
+    def _readable(self, value: fx.Node, outer: bool) -> fx.Node:
+        """A value where it is read: the weight update reads what micro-batches computed, not what they read."""
+        if not outer or "input" not in value.meta:
             return value
         with self.program.before(self.program.operators()[0]):
             return self.program.emit(aten.clone.default, value, meta={"pass": "forward", "context": "normal"})

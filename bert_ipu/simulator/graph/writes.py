@@ -15,7 +15,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.graph.ir import Program, is_outer
 
 aten = torch.ops.aten
 
@@ -55,6 +55,13 @@ def let_update_read_assigned(program: Program) -> None:
         if node.target is ops.assign and node.meta.get("pass") != "optimizer":
             old: Any = node.args[0]
             old.replace_all_uses_with(node, delete_user_cb=lambda user: user.meta.get("pass") == "optimizer")
+
+
+def run_updates_last(program: Program) -> None:
+    """Move what patterns gave to the weight update behind what the micro-batches compute."""
+    for node in program.operators():
+        if is_outer(node):
+            program.move_to_end(node)
 
 
 _PLAIN: dict[str, Any] = {"pass": "forward", "context": "normal"}

@@ -48,6 +48,8 @@ class PatternOp:
     type: str
     version: int
     name: str
+    outer: bool
+    """Runs once per weight update, after the micro-batches (`ExecutionContext::AccumulateOuterFragment`)."""
     inputs: dict[int, str]
     outputs: dict[int, str]
     attributes: dict[str, str]
@@ -149,6 +151,7 @@ def _op(entry: dict[str, Any]) -> PatternOp:
         entry["type"],
         entry["version"],
         entry["name"],
+        entry["outer"],
         {int(index): tensor for index, tensor in entry["inputs"].items()},
         {int(index): tensor for index, tensor in entry["outputs"].items()},
         entry["attributes"],

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import Program, mutated
+from bert_ipu.simulator.graph.ir import Program, is_outer, mutated
 from bert_ipu.simulator.runtime import optimizer_ops
 from bert_ipu.simulator.runtime.instructions import RUN, Name
 from bert_ipu.simulator.runtime.lowering import DRAWS, Emitter, resolve
-from bert_ipu.simulator.runtime.micro import is_outer, normal_nodes
+from bert_ipu.simulator.runtime.micro import normal_nodes
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.operators import is_drawing, names, operator_name
 from bert_ipu.simulator.runtime.replication import Replication

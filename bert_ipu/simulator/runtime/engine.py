@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from bert_ipu.simulator.errors import Error
-from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.graph.ir import Program, is_outer
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.allocator import keep_freed_memory
-from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, is_outer, lower_micro_batch
+from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, lower_micro_batch
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.numerics import choose_numerics
 from bert_ipu.simulator.runtime.outputs import Collector, make_collector

@@ -14,17 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, fx
 
-from bert_ipu.simulator.graph.ir import Program, mutated
+from bert_ipu.simulator.graph.ir import Program, is_outer, mutated
 from bert_ipu.simulator.runtime.fusion import fuse
 from bert_ipu.simulator.runtime.instructions import Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.lowering import Emitter, resolve
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
-
-
-def is_outer(node: fx.Node) -> bool:
-    """Whether a node runs once per weight update."""
-    return node.meta.get("context") == "outer"
 
 
 def normal_nodes(program: Program) -> list[fx.Node]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import fx
 
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.graph.ir import Program, is_outer
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.batching import Batcher
@@ -17,7 +17,6 @@ from bert_ipu.simulator.runtime.batching_rules import RULES, SUM_RULES
 from bert_ipu.simulator.runtime.lowering import Emitter
 from bert_ipu.simulator.runtime.micro import (
     crossing_nodes,
-    is_outer,
     normal_nodes,
     outer_nodes,
     written_variables,

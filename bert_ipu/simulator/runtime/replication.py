@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import Program, ReplicaGroups, Role, Variable, mutated
+from bert_ipu.simulator.graph.ir import Program, ReplicaGroups, Role, Variable, is_outer, mutated
 from bert_ipu.simulator.runtime.micro import (
     crossing_nodes,
-    is_outer,
     normal_nodes,
     outer_nodes,
     variable_nodes,

@@ -74,7 +74,11 @@ std::string opInGraph(const Op &op) {
          ",\"domain\":" + quoted(op.opid.domain) +
          ",\"type\":" + quoted(op.opid.type) +
          ",\"version\":" + std::to_string(op.opid.version) +
-         ",\"name\":" + quoted(op.name()) +
+         ",\"name\":" + quoted(op.name()) + ",\"outer\":" +
+         (op.settings.executionContext ==
+                  ExecutionContext::AccumulateOuterFragment
+              ? "true"
+              : "false") +
          ",\"inputs\":" + connections(*op.input) +
          ",\"outputs\":" + connections(*op.output) +
          ",\"attributes\":" + attributesOf(op) +
