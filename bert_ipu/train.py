@@ -77,7 +77,7 @@ def train(task: Task, resume: bool = False, compile_only: bool = False) -> None:
     """Compile the task's model and train it to `total_steps`, recording, evaluating and saving on the way.
 
     Raises ConfigError: the output folder holds another run's checkpoints.  DataError: nothing to resume from.
-    DivergedError: the loss or a weight has become infinite or NaN; no such weight is saved.
+    DivergedError: the loss or a weight has overflowed or become NaN; no such weight is saved.
     """
     config, world = task.config, task.world
     _check_instances(task, compile_only)
@@ -142,8 +142,9 @@ def _loop(
         if _due(config.checkpoint.every_steps, step + 1, task.total_steps) and world.is_first:
             executor.copyWeightsToHost()
             for name, weight in task.model.model.named_parameters():
-                if not torch.isfinite(weight).all():
-                    raise _diverged(f"Step {step + 1} made {name} infinite or NaN", config, lr, folder)
+                # An IPU's float16 does not become infinite but stays at its largest number.
+                if not (weight.abs() < torch.finfo(weight.dtype).max).all():
+                    raise _diverged(f"By step {step + 1}, {name} has overflowed", config, lr, folder)
             now = state._replace(random_state=list(executor.rng_state))
             path = save_checkpoint(
                 folder, task.model, config.model, optimizer, now, task.vocab_file, config.checkpoint.keep)
