@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import bert_ipu
-from bert_ipu.backend import Backend
+from bert_ipu.backend import Backend, activate
 from bert_ipu.checkpoint import load_checkpoint, newest_checkpoint
 from bert_ipu.config import PretrainConfig, SquadConfig, config_from_values
 from bert_ipu.errors import ConfigError, DataError, DivergedError
@@ -88,18 +88,23 @@ def test_diverged_training_stops_and_saves_no_broken_weights(records: Path, tmp_
     {"ipu__precision": "float32", "optim__name": "adamw", "optim__weight_decay": 0.01},
     {"ipu__precision": "float16", "optim__name": "sgd", "optim__loss_scaling": 8.0,
      "ipu__replication_factor": 2, "ipu__device_iterations": 2},
-], ids=["lamb", "adamw", "sgd"])
+    {"ipu__precision": "float16", "optim__name": "lamb", "ipu__numerics": "fast"},
+    {"ipu__precision": "float16", "optim__name": "adamw", "ipu__numerics": "fast",
+     "optim__accumulation_type": "float16"},
+], ids=["lamb", "adamw", "sgd", "fast lamb", "fast adamw"])
 def test_resuming_after_any_step_changes_no_bit(
     records: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
     whole = tmp_path / "whole"
-    pretrain(configured(records, whole, **changes), SIMULATOR)
+    config = configured(records, whole, **changes)
+    backend = activate(config.ipu)
+    pretrain(config, backend)
     for last in (1, 2, 3):
         killed = tmp_path / f"killed after step {last}"
         shutil.copytree(whole, killed)
         for step in range(last + 1, 5):
             shutil.rmtree(killed / f"checkpoints/step_{step:08d}")
-        pretrain(configured(records, killed, **changes), SIMULATOR, resume=True)
+        pretrain(configured(records, killed, **changes), backend, resume=True)
         assert_same_files(whole / "checkpoints/step_00000004", killed / "checkpoints/step_00000004")
         assert measured(whole) == measured(killed)
         assert [line["step"] for line in measured(killed)] == [1, 2, 3, 4]

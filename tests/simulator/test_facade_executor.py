@@ -259,6 +259,38 @@ def test_floating_point_exceptions_stop_the_run_where_they_are_enabled(divisor: 
         run(True, divisor)
 
 
+def _fast_half_training(
+    model: torch.nn.Module, state: dict[str, Any] | None = None
+) -> tuple[Any, poptorch.optim.AdamW]:
+    simulator.install(SimulatorParams(numerics="fast"))
+    options = _options().randomSeed(2)
+    optimizer = poptorch.optim.AdamW(model.parameters(), lr=1e-3, accum_type=torch.float16)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    return poptorch.trainingModel(model, options, optimizer), optimizer
+
+
+def test_fast_training_carries_on_from_its_state_with_all_bits() -> None:
+    """Also the float32 copies of float16 weights, unless the weights come from elsewhere."""
+    model = Classifier().half()
+    batches = [(x.half(), labels) for x, labels in (_data(8) for _ in range(6))]
+    trained, optimizer = _fast_half_training(model)
+    for batch in batches[:3]:
+        trained(*batch)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    expected = [trained(*batch)[1] for batch in batches[3:]]
+    resumed = Classifier().half()
+    resumed.load_state_dict(weights)
+    again, _ = _fast_half_training(resumed, state)
+    assert [again(*batch)[1] for batch in batches[3:]] == expected
+    other = Classifier().half()
+    before = copy.deepcopy(other.state_dict())
+    changed, _ = _fast_half_training(other, state)
+    changed.compile(*batches[3])
+    changed.copyWeightsToHost()
+    assert torch.equal(other.hidden.weight, before["hidden.weight"])
+
+
 class _Squared(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * x

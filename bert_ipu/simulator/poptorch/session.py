@@ -20,6 +20,9 @@ from ._logging import TRACE, compiler_logger, logger
 from .enums import CommGroupType
 from .options import Options
 
+MASTER = "MasterWeight___"
+"""Before the name of a parameter: its float32 copy in `ipu_state`, with numerics "fast"."""
+
 
 class Session:
     """Holds an executable; knows which variables are weights, optimizer states and optimizer scalars."""
@@ -104,11 +107,11 @@ class Session:
     def read_optimizer_state(self) -> dict[str, dict[str, torch.Tensor]]:
         """`ipu_state` and `ipu_param`, by PopART's names."""
         compiler_logger.info("Writing optimiser state tensors from IPU to host.")
-        read = self.executable.read_variable if self.attached else self._initial
-        return {
-            "ipu_state": {name: read(name) for name in self._names(Role.STATE)},
-            "ipu_param": {name: read(name) for name in self._names(Role.SCALAR)},
-        }
+        read = self.executable.read_state if self.attached else self._initial
+        state = {name: read(name) for name in self._names(Role.STATE)}
+        if self.attached:
+            state.update((MASTER + name, read(name)) for name in self.executable.master_weights())
+        return {"ipu_state": state, "ipu_param": {name: read(name) for name in self._names(Role.SCALAR)}}
 
     def _initial(self, name: str) -> torch.Tensor:
         variable = self.program.variables[name]
@@ -125,7 +128,15 @@ class Session:
                     logger.warning("writeOptimizerState: ignoring missing %s %s", kind, name)
                 else:
                     self.executable.load_variable(name, state[key][name])
+        for name in self.executable.master_weights():
+            if MASTER + name in state["ipu_state"]:
+                self._load_master(name, state["ipu_state"][MASTER + name])
         compiler_logger.info("Writing optimiser state tensors from host to IPU memory.")
+
+    def _load_master(self, name: str, master: torch.Tensor) -> None:
+        """Take a master copy over where it is still one of the weight, which may come from elsewhere by now."""
+        weight = self.executable.read_variable(name)
+        self.executable.load_variable(name, torch.where(master.half() == weight, master, weight.float()))
 
     # -- random numbers ------------------------------------------------------------------------
 

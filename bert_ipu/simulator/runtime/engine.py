@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from bert_ipu.simulator.errors import Error
-from bert_ipu.simulator.graph.ir import Program, is_outer
+from bert_ipu.simulator.graph.ir import Program, Role, is_outer
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.allocator import keep_freed_memory
 from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, lower_micro_batch
@@ -114,6 +114,22 @@ class Executable:
         """Copy a value from the device: [groups, ...] where replicas are grouped."""
         self._require_device()
         return self.store.read(name)
+
+    def read_state(self, name: str) -> Tensor:
+        """The same with all bits that the run keeps, for one that carries on from there."""
+        self._require_device()
+        return self.store.read(name, whole=True)
+
+    def master_weights(self) -> list[str]:
+        """The trained float16 parameters of which "fast" numerics keep float32 copies."""
+        return [
+            variable.name
+            for variable in self.program.variables.values()
+            if variable.role is Role.PARAMETER
+            and variable.requires_grad
+            and variable.dtype == torch.float16
+            and not self.numerics.rounds
+        ]
 
     def set_scalar(self, name: str, value: float) -> None:
         """Set an optimizer scalar for the next run."""

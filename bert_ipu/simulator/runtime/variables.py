@@ -84,31 +84,31 @@ class VariableStore:
             if grouped:
                 assert variable.groups is not None, f"{name} has groups"
                 source = source[self.replication.group_of(variable.groups, self.replication.first + replica)]
-            value.copy_(source)
+            value.copy_(source.to(variable.dtype) if self.numerics.rounds else source)
 
     def groups(self, variable: Variable) -> int:
         """How many values the host has of a variable."""
         return 1 if variable.groups is None else self.replication.total // variable.groups.size
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str, whole: bool = False) -> Tensor:
         """A copy for the host in the device's dtype: [groups, ...] with replica groups, else replica 0's
-        value."""
+        value.
+
+        `whole`: with all bits that "fast" numerics keep of a float16 value.
+        """
         variable = self._variable(name)
         values = self.values[name]
+        dtype = values[0].dtype if whole and not self.numerics.rounds else variable.dtype
         if variable.groups is None or self.groups(variable) == 1:
-            return self._to_host(values[0], variable)
+            return _to_host(values[0], dtype)
         if variable.groups.retrieve_all:
-            return torch.stack([self._to_host(value, variable) for value in values])
+            return torch.stack([_to_host(value, dtype) for value in values])
         first: dict[int, Tensor] = {}
         for replica, value in enumerate(values):
             first.setdefault(
                 self.replication.group_of(variable.groups, self.replication.first + replica), value
             )
-        return torch.stack([self._to_host(first[group], variable) for group in sorted(first)])
-
-    @staticmethod
-    def _to_host(value: Tensor, variable: Variable) -> Tensor:
-        return value.detach().to(device="cpu", dtype=variable.dtype, copy=True)
+        return torch.stack([_to_host(first[group], dtype) for group in sorted(first)])
 
     def _variable(self, name: str) -> Variable:
         if name not in self.program.variables:
@@ -120,3 +120,7 @@ class VariableStore:
     def of_replica(self, names: list[str], replica: int) -> list[Tensor]:
         """The values one replica sees, in the order of `names`."""
         return [self.values[name][replica if len(self.values[name]) > 1 else 0] for name in names]
+
+
+def _to_host(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.detach().to(device="cpu", dtype=dtype, copy=True)
