@@ -99,6 +99,8 @@ def trained(
     options.Precision.enableStochasticRounding(stochastic)
     options.Training.gradientAccumulation(accumulation)
     options.outputMode(poptorch.OutputMode.All)
+    # Libraries that other tests of this process have loaded would change the program.
+    options._Popart.setPatterns(dict.fromkeys(registered_patterns(), False))
     trainer = poptorch.trainingModel(marked, options, poptorch.optim.SGD(model.parameters(), lr=0.05))
     given = batch(BATCH * accumulation)
     losses = torch.stack([trainer(*given)[1].float().mean() for _ in range(3)])
