@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_ipu import simulator
+from bert_ipu.simulator.custom_ops import registered_patterns
 from bert_ipu.simulator.params import SimulatorParams
 
 pytestmark = pytest.mark.cpp
