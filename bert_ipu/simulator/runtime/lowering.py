@@ -59,6 +59,8 @@ class Emitter:
             return fused
         function, args = self._function(node, [self.constant(value) for value in args])
         kwargs = {key: self.constant(value) for key, value in kwargs.items()}
+        if self.device.type != "cpu" and _makes_from_nothing(node):
+            kwargs["device"] = self.device
         value = node.meta["val"]
         label = _label(node)
         pure = not (mutated(node) or getattr(node.target, "effect", False))
@@ -260,3 +262,10 @@ def _is_last_dimension(node: fx.Node) -> bool:
 
 def _label(node: fx.Node) -> str:
     return " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
+
+
+def _makes_from_nothing(node: fx.Node) -> bool:
+    """Whether an operator is given no tensor to say where its result shall be."""
+    schema = getattr(node.target, "_schema", None)
+    takes_device = schema is not None and any(argument.name == "device" for argument in schema.arguments)
+    return takes_device and not node.all_input_nodes

@@ -111,11 +111,13 @@ def _normal(draws: Draws, op: int, x: Tensor, mean: float = 0.0, std: float = 1.
     return _normal_like(draws, op, x) * std + mean
 
 
-def _normal_means(draws: Draws, op: int, mean: Any, std: Any = 1.0, size: Any = None, **_: Any) -> Tensor:
+def _normal_means(
+    draws: Draws, op: int, mean: Any, std: Any = 1.0, size: Any = None, *, device: Any = None, **_: Any
+) -> Tensor:
     """torch.normal with tensors or a size: mean + std x a standard normal draw."""
     if size is not None:
         shape = tuple(size)
-        drawn: Tensor = random.normal(shape, draws, op, torch.device("cpu")).squeeze(0) * std + mean
+        drawn: Tensor = random.normal(shape, draws, op, torch.device(device or "cpu")).squeeze(0) * std + mean
         return drawn
     like = mean if isinstance(mean, Tensor) else std
     if isinstance(mean, Tensor) and isinstance(std, Tensor):
@@ -136,14 +138,23 @@ def _exponential(draws: Draws, op: int, x: Tensor, rate: float = 1.0, **_: Any) 
 
 
 def _randint(
-    draws: Draws, op: int, low: int, high: int, size: list[int], *, dtype: Any = None, **_: Any
+    draws: Draws,
+    op: int,
+    low: int,
+    high: int,
+    size: list[int],
+    *,
+    dtype: Any = None,
+    device: Any = None,
+    **_: Any,
 ) -> Tensor:
-    drawn = random.uniform(tuple(size), draws, op, torch.device("cpu")).squeeze(0)
+    drawn = random.uniform(tuple(size), draws, op, torch.device(device or "cpu")).squeeze(0)
     return ((drawn * (high - low)).floor().to(torch.int32) + low).to(dtype or torch.int32)
 
 
-def _randperm(draws: Draws, op: int, n: int, **_: Any) -> Tensor:
-    return random.uniform((n,), draws, op, torch.device("cpu")).squeeze(0).argsort().to(torch.int32)
+def _randperm(draws: Draws, op: int, n: int, *, device: Any = None, **_: Any) -> Tensor:
+    drawn = random.uniform((n,), draws, op, torch.device(device or "cpu"))
+    return drawn.squeeze(0).argsort().to(torch.int32)
 
 
 DRAWING: dict[str, Function] = {
