@@ -94,8 +94,10 @@ public:
     const auto indices = getInTensor(SparseOp::getIndicesInIndex()).flatten();
     checkShapes(accumulator, gradient, indices);
     const auto width = accumulator.dim(1);
-    const auto rows =
-        gradient.reshape({indices.numElements(), width}).expand({1});
+    auto rows = gradient.reshape({indices.numElements(), width}).expand({1});
+    if (rows.elementType() != accumulator.elementType())
+      rows = popops::cast(graph(), rows, accumulator.elementType(), prog,
+                          debugContext("updates"));
     popops::multiUpdateAdd(graph(), accumulator, rows,
                            rowsToUpdate(indices, prog).expand({1}),
                            factor(accumulator.elementType(), prog), {0}, {1},

@@ -47,7 +47,7 @@ class Run:
     def __init__(
         self, switches: Mapping[str, bool], *, steps: int = 3, tied: bool = False, half: bool = False,
         accumulation: int = 4, replicas: int = 1, dampening: float | None = None, ids_below: int = VOCABULARY,
-        padding: int | None = None,
+        padding: int | None = None, combined: bool = True,
     ) -> None:  # fmt: skip
         for name in ("sparse_sgd", "group_pattern", "dropout_removal"):
             load_own(name)
@@ -60,7 +60,7 @@ class Run:
         model = model.half() if half else model
         optimizer = poptorch.optim.SGD(
             model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01, dampening=dampening,
-            use_combined_accum=True,
+            use_combined_accum=combined,
         )  # fmt: skip
         executor = poptorch.trainingModel(model, options, optimizer)
         generator = torch.Generator().manual_seed(1)
@@ -101,6 +101,7 @@ def test_grouping_changes_no_bit_of_training(options: dict[str, Any]) -> None:
         ({"ids_below": 2}, 1e-6),
         ({"ids_below": 4, "padding": 1}, 1e-6),
         ({"half": True, "steps": 20}, 2e-2),
+        ({"half": True, "combined": False}, 2e-2),  # a float32 accumulator
     ],
 )
 def test_sparse_accumulation_trains_the_weights_of_dense(options: dict[str, Any], tolerance: float) -> None:

@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bert_ipu.simulator.poptorch as poptorch
 from bert_ipu import simulator
+from bert_ipu.simulator.custom_ops import registered_patterns
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.engine import Executable
 from bert_ipu.simulator.runtime.variables import VariableStore
@@ -94,6 +95,8 @@ def test_everything_of_a_run_is_on_the_device(
     options = poptorch.Options().showCompilationProgressBar(False).replicationFactor(replicas)
     options.Training.gradientAccumulation(accumulation)
     options.Precision.enableStochasticRounding(stochastic)
+    # Libraries that other tests of this process have loaded would change the program.
+    options._Popart.setPatterns(dict.fromkeys(registered_patterns(), False))
     trained = poptorch.trainingModel(model, options, optimizer(model.parameters(), lr=0.1))
     rows = 2 * accumulation * replicas
     trained.compile(torch.zeros(rows, 6, dtype=torch.int32), torch.zeros(rows, 6, dtype=torch.int32))
