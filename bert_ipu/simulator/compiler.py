@@ -5,9 +5,10 @@ capture -> patterns -> autodiff -> patterns -> optimizer -> patterns (`docs/deci
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from torch import fx
@@ -34,6 +35,7 @@ from bert_ipu.simulator.graph.loss_scaling import AutomaticLossScaling, adapt_sc
 from bert_ipu.simulator.graph.losses import final_loss
 from bert_ipu.simulator.graph.optimizers import (
     LOSS_SCALING,
+    Attribute,
     OptimizerSpec,
     Updates,
     add_updates,
@@ -69,7 +71,6 @@ class CompileRequest:
     """Names the parameters, buffers and modules."""
     args: tuple[Any, ...]
     """Example inputs of one micro-batch: any nesting; tensors may be fake. Only shapes and dtypes count."""
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
     training: bool = False
     optimizer: Optional[OptimizerSpec] = None
     loss_scaling: Optional[AutomaticLossScaling] = None
@@ -81,8 +82,6 @@ class CompileRequest:
     """PopART's `groupNormStridedChannelGrouping`."""
     anchors: tuple[Anchor, ...] = ()
     patterns: Optional[Patterns] = None
-    initial_annotations: Optional[Any] = None
-    """Called with the capture's `Annotations` before the forward is entered."""
 
 
 def compile_program(request: CompileRequest) -> Program:
@@ -93,29 +92,30 @@ def compile_program(request: CompileRequest) -> Program:
     """
     program = Program(fx.Graph(), FakeTensorMode(allow_non_fake_inputs=True), training=request.training)
     program.reduction = request.reduction
+    run_patterns = request.patterns or _no_patterns
     writes = _capture(request, program)
-    patterns = request.patterns or _no_patterns
-    patterns(program, "forward")
-    if not request.training:
-        _silence_dropout(program)
-    found: dict[str, fx.Node] = {}
+    run_patterns(program, "forward")
+    gradients: dict[str, fx.Node] = {}
     if request.training:
         program.loss = final_loss(program)
-        found = _add_backward(request, program)
-        _settle_unrecorded_writes(program)
-        patterns(program, "backward")
-        found = {name: program.latest(node) for name, node in found.items()}
+        gradients = _add_backward(request, program)
+        _drop_unrecorded_writes(program)
+        run_patterns(program, "backward")
+    else:
+        _drop_dropout(program)
+    # Patterns may have put other nodes in the place of these.
     writes = [(name, program.latest(node)) for name, node in writes]
-    found = assign_at_end(program, writes, found)
+    gradients = {name: program.latest(node) for name, node in gradients.items()}
+    gradients = assign_at_end(program, writes, gradients)
     run_updates_last(program)
-    updating = request.training and request.optimizer is not None
-    if updating:
-        _add_optimizer(request, program, found)
+    updates_weights = request.training and request.optimizer is not None
+    if updates_weights:
+        _add_optimizer(request, program, gradients)
     _add_anchors(program, request.anchors)
-    if updating:
+    if updates_weights:
         if request.loss_scaling is not None:
             add_loss_scale_update(program, request.loss_scaling, request.reduction)
-        patterns(program, "optimizer")
+        run_patterns(program, "optimizer")
     program.prune()
     program.validate()
     return program
@@ -127,19 +127,19 @@ def optimizer_scalars(program: Program, described: Mapping[str, Any]) -> dict[st
     return scalar_values(spec, program.reduction, program.scalars)
 
 
-def _silence_dropout(program: Program) -> None:
+def _drop_dropout(program: Program) -> None:
     """Dropout in training mode drops nothing in an inference session (PopART's `DropoutOpx::grow`)."""
     for node in program.operators():
         if node.target is aten.dropout.default:
             source: Any = node.args[0]
-            if program.variable_of(source) is not None:  # which the program may overwrite later
+            if program.variable_of(source) is not None:  # The program may overwrite it later.
                 with program.before(node):
                     source = program.emit(aten.clone.default, source, origin=node)
             program.replace(node, source)
 
 
-def _settle_unrecorded_writes(program: Program) -> None:
-    """What was told to autodiff is of no use after it."""
+def _drop_unrecorded_writes(program: Program) -> None:
+    """They exist for autodiff only, which is done: what was written takes their place."""
     for node in program.operators():
         if node.target is ops.unrecorded_write:
             program.replace(node, node.args[1])  # type: ignore[arg-type]
@@ -158,15 +158,13 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
     capture = Capture(program, modules, request.strided_channel_groups)
     named = _named_tensors(request.module)
     capture.declare([_variable(name, tensor, request) for name, tensor in named.items()], named.values())
-    args, kwargs = _inputs(request, program, capture)
-    before = {name: (owner, key, tensor) for name, owner, key, tensor in _slots(request.module)}
-    if request.initial_annotations is not None:
-        request.initial_annotations(capture.annotations)
+    args = _inputs(request, program, capture)
+    slots = list(_slots(request.module))
     try:
         with capture.recording():
-            results = request.forward(*args, **kwargs)
+            results = request.forward(*args)
     finally:
-        replaced = _restore(before)
+        replaced = _put_back(slots)
     if replaced is not None:
         raise poptorch_error(replaced)
     _add_results(program, capture, results)
@@ -193,22 +191,21 @@ def _variable(name: str, tensor: torch.Tensor, request: CompileRequest) -> Varia
     )
 
 
-def _inputs(
-    request: CompileRequest, program: Program, capture: Capture
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    leaves, program.in_spec = tree_flatten((request.args, dict(request.kwargs)))
-    made: list[Any] = []
+def _inputs(request: CompileRequest, program: Program, capture: Capture) -> tuple[Any, ...]:
+    """The forward's arguments, every tensor among them entered as an input of the program."""
+    leaves, structure = tree_flatten(request.args)
+    arguments: list[Any] = []
     for index, leaf in enumerate(leaves):
         if not isinstance(leaf, torch.Tensor):
-            made.append(leaf)
+            arguments.append(leaf)
             continue
         _check_input(leaf, index)
         name = "input" if not program.inputs else f"input/{len(program.inputs)}"
         spec = InputSpec(
             name, tuple(leaf.shape), leaf.dtype, device_dtype(leaf.dtype), batched=leaf.dim() > 0
         )
-        made.append(capture.input(spec))
-    return tree_unflatten(made, program.in_spec)  # type: ignore[no-any-return]
+        arguments.append(capture.input(spec))
+    return tree_unflatten(arguments, structure)  # type: ignore[no-any-return]
 
 
 def _check_input(leaf: torch.Tensor, index: int) -> None:
@@ -226,36 +223,38 @@ def _check_input(leaf: torch.Tensor, index: int) -> None:
         raise poptorch_error(str(error)) from error
 
 
-Slot = tuple[str, dict[str, Any], str, torch.Tensor]
+class _Slot(NamedTuple):
+    """Where a module keeps a parameter or buffer."""
+
+    kind: str
+    name: str
+    table: dict[str, Any]
+    key: str
+    tensor: torch.Tensor
 
 
-def _slots(module: torch.nn.Module) -> list[Slot]:
-    """Where each buffer and parameter is kept."""
-    found: list[Slot] = []
+def _slots(module: torch.nn.Module) -> Iterator[_Slot]:
     for prefix, each in module.named_modules():
         for kind, table in (("Buffer", each._buffers), ("Parameter", each._parameters)):
             for key, tensor in table.items():
                 if tensor is not None:
-                    name = f"{prefix}.{key}" if prefix else key
-                    found.append((f"{kind} {name}", table, key, tensor))
-    return found
+                    yield _Slot(kind, f"{prefix}.{key}" if prefix else key, table, key, tensor)
 
 
-def _restore(before: Mapping[str, tuple[dict[str, Any], str, torch.Tensor]]) -> Optional[str]:
-    """Put replaced buffers and parameters back; the message of the first replacement, if any."""
+def _put_back(slots: Iterable[_Slot]) -> Optional[str]:
+    """Undo what the forward did to the module's tables; returns what to say of the first replacement, if any."""
     message = None
-    for name, (table, key, tensor) in before.items():
-        now = dict(table.items()).get(key)  # a scripted module's tables have no get()
+    for kind, name, table, key, tensor in slots:
+        now = dict(table.items()).get(key)  # A scripted module's tables have no get().
         if now is tensor:
             continue
         table[key] = tensor
-        short = name.split(" ", 1)[1]
         if now is None:
-            message = message or f"{name} is removed from the model when calling the forward method."
+            message = message or f"{kind} {name} is removed from the model when calling the forward method."
         else:
             message = message or (
-                f"{name} is reassigned within the model when calling the forward method. This is not "
-                f"supported. Consider using self.{short}.copy_(src) to copy data from a source tensor, where "
+                f"{kind} {name} is reassigned within the model when calling the forward method. This is not "
+                f"supported. Consider using self.{name}.copy_(src) to copy data from a source tensor, where "
                 "src is the name of the source tensor."
             )
     return message
@@ -263,17 +262,15 @@ def _restore(before: Mapping[str, tuple[dict[str, Any], str, torch.Tensor]]) -> 
 
 def _add_results(program: Program, capture: Capture, results: Any) -> None:
     """The output node: the user's results, then the inputs that were written in place."""
-    leaves, program.out_spec = tree_flatten(results)
+    leaves, _ = tree_flatten(results)
     nodes: list[fx.Node] = []
     for position, leaf in enumerate(leaves):
         node = capture.node_of(leaf)
         if node is None and isinstance(leaf, torch.Tensor):
             node = capture.constant(leaf)
-        if node is None:
-            program.constant_results[position] = leaf
-            continue
-        nodes.append(node)
-        program.outputs.append(OutputSpec(f"output_{position}", "result", position))
+        if node is not None:
+            nodes.append(node)
+            program.outputs.append(OutputSpec(f"output_{position}", "result", position))
     for index, node in capture.inputs_written():
         nodes.append(node)
         program.outputs.append(OutputSpec(f"input_update_{index}", "input_update", index))
@@ -293,40 +290,43 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
     """Append the backward pass; returns each parameter's gradient, loss scaling still in it."""
     loss = program.loss
     assert loss is not None, "the loss is found before"
-    spec = request.optimizer
-    scale = 1.0 if spec is None else spec.loss_scaling.value
-    variable_scale = spec is not None and not spec.loss_scaling.constant
-    assert variable_scale or request.loss_scaling is None, "automatic loss scaling varies the loss scale"
-
-    def seed(backward: Backward) -> fx.Node:
-        value = loss.meta["val"]
-        made = backward.emit(
-            aten.full.default, list(value.shape), 1.0 if variable_scale else scale, dtype=value.dtype
-        )
-        if not variable_scale:
-            return made
-        factor = _loss_scaling(program, scale)
-        if request.loss_scaling is None:
-            return backward.cast(backward.emit(aten.mul.Tensor, made, factor), value.dtype)
-        # Stays float32, as the factor outgrows float16.
-        return backward.emit(aten.mul.Tensor, made, adapt_scale(program, factor))
-
-    found = differentiate(program, loss, seed, _rule_of, wide_losses=request.loss_scaling is not None)
-    for name, node in found.items():
+    gradients = differentiate(
+        program,
+        loss,
+        functools.partial(_loss_gradient, request, loss),
+        _rule_of,
+        wide_losses=request.loss_scaling is not None,
+    )
+    for name, node in gradients.items():
         program.tensor_names[f"Gradient___{name}"] = node
-    return found
+    return gradients
 
 
-def _add_optimizer(request: CompileRequest, program: Program, found: Mapping[str, fx.Node]) -> None:
-    assert request.optimizer is not None, "a program without an optimizer updates nothing"
-    check_supported(request.optimizer)
-    add_updates(Updates(program, request.optimizer, request.reduction), found)
-    let_update_read_assigned(program)
+def _loss_gradient(request: CompileRequest, loss: fx.Node, backward: Backward) -> fx.Node:
+    """What the backward pass starts from: ones, times the loss scaling."""
+    value = loss.meta["val"]
+    scaling = Attribute(1.0) if request.optimizer is None else request.optimizer.loss_scaling
+    if scaling.constant:
+        assert request.loss_scaling is None, "automatic loss scaling varies the loss scale"
+        return backward.emit(aten.full.default, list(value.shape), scaling.value, dtype=value.dtype)
+    ones = backward.emit(aten.full.default, list(value.shape), 1.0, dtype=value.dtype)
+    scale = _loss_scale_variable(backward.program, scaling.value)
+    if request.loss_scaling is None:
+        return backward.cast(backward.emit(aten.mul.Tensor, ones, scale), value.dtype)
+    # Stays float32: with the device's own factor in it, it outgrows float16.
+    return backward.emit(aten.mul.Tensor, ones, adapt_scale(backward.program, scale))
 
 
-def _loss_scaling(program: Program, value: float) -> fx.Node:
+def _loss_scale_variable(program: Program, value: float) -> fx.Node:
     program.scalars[LOSS_SCALING] = ScalarSource("lossScaling", 0)
     return program.add_variable(Variable(LOSS_SCALING, Role.SCALAR, (), torch.float32, fill=value))
+
+
+def _add_optimizer(request: CompileRequest, program: Program, gradients: Mapping[str, fx.Node]) -> None:
+    assert request.optimizer is not None, "a program without an optimizer updates nothing"
+    check_supported(request.optimizer)
+    add_updates(Updates(program, request.optimizer, request.reduction), gradients)
+    let_update_read_assigned(program)
 
 
 def _add_anchors(program: Program, anchors: tuple[Anchor, ...]) -> None:

@@ -115,7 +115,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, make: Any, said: str) -> N
     [
         (lambda raw: b"", "no such file, or damaged"),
         (lambda raw: raw[:-5] + b"xxxxx", "damaged"),
-        (lambda raw: raw.replace(b'"format_version":"1"', b'"format_version":"0"'), "has format version 0"),
+        (lambda raw: raw.replace(b'"format_version":"2"', b'"format_version":"0"'), "has format version 0"),
     ],
 )
 def test_a_damaged_or_older_file_is_refused(tmp_path: Path, damage: Any, said: str) -> None:

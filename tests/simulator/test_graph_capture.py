@@ -189,8 +189,9 @@ def test_nodes_know_their_module_line_and_place() -> None:
     def forward(m: Module, x: Tensor) -> Tensor:
         current = capture.current()
         assert current is not None
-        with current.annotations.placed(Placement(ipu=3, stage=2)):
-            x = x + 1
+        current.annotations.place(Placement(ipu=3, stage=2))
+        x = x + 1
+        current.annotations.place(Placement())
         return x * 2
 
     class Outer(nn.Module):

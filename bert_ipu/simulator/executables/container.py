@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
 FORMAT = "bert_ipu simulator executable"
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"
 _DOCUMENT = "document:"
 
 

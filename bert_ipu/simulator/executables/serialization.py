@@ -16,7 +16,6 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._pytree import treespec_dumps, treespec_loads
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import (
@@ -66,9 +65,6 @@ def write_program(program: Program) -> tuple[Document, dict[str, torch.Tensor]]:
         "variables": [writer.variable(variable) for variable in program.variables.values()],
         "inputs": writer.value(program.inputs),
         "outputs": writer.value(program.outputs),
-        "in_spec": None if program.in_spec is None else treespec_dumps(program.in_spec),
-        "out_spec": None if program.out_spec is None else treespec_dumps(program.out_spec),
-        "constant_results": writer.value(program.constant_results),
         "training": program.training,
         "loss": writer.value(program.loss),
         "tensor_names": writer.value(program.tensor_names),
@@ -97,11 +93,8 @@ def read_program(
         values = constants if variable.role is Role.CONSTANT else named
         variable.tensor = values.get(variable.name)
         program.variables[variable.name] = variable
-    for key in ("inputs", "outputs", "constant_results", "tensor_names", "loss", "reduction", "scalars"):
+    for key in ("inputs", "outputs", "tensor_names", "loss", "reduction", "scalars", "pattern_changes"):
         setattr(program, key, reader.value(document[key]))
-    program.pattern_changes = reader.value(document["pattern_changes"])
-    for key in ("in_spec", "out_spec"):
-        setattr(program, key, None if document[key] is None else treespec_loads(document[key]))
     program.index_placeholders()
     return program
 

@@ -39,25 +39,6 @@ class Annotations:
         self.placement = placement
 
     @contextmanager
-    def placed(self, placement: Placement) -> Iterator[None]:
-        """Everything inside runs there."""
-        outer, self.placement = self.placement, placement
-        try:
-            yield
-        finally:
-            self.placement = outer
-
-    @contextmanager
-    def attributed(self, attributes: Mapping[str, Any]) -> Iterator[None]:
-        """Everything inside carries these attributes besides those around it."""
-        outer = self.attributes
-        self.attributes = MappingProxyType({**outer, **attributes})
-        try:
-            yield
-        finally:
-            self.attributes = outer
-
-    @contextmanager
     def scoped(self, name: str) -> Iterator[None]:
         """Names of tensors inside begin with `name`."""
         outer, self.scopes = self.scopes, (*self.scopes, name)

@@ -17,12 +17,11 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import TreeSpec, tree_map_only
+from torch.utils._pytree import tree_map_only
 
 from bert_ipu.simulator.graph.dtypes import INT64_INDEX, device_dtype
 
 Pass = Literal["forward", "backward", "optimizer"]
-Context = Literal["normal", "outer"]
 Target = Union["IpuOp", torch._ops.OpOverload]
 
 PLACEMENT = ("ipu", "stage", "phase")
@@ -102,12 +101,6 @@ class Variable:
     """First value of a state, or the value of a scalar."""
     initial: Optional[tuple[str, float]] = None
     """A state that starts as (parameter's name, factor) x that parameter, plus `fill`."""
-    off_chip: bool = False
-    """Kept in remote (streaming) memory."""
-    sharded: bool = False
-    """Replicated tensor sharding: each replica keeps a share. Changes no result."""
-    fq_name: str = ""
-    """A state's parameter, where it has one."""
 
 
 @dataclass(frozen=True)
@@ -208,10 +201,6 @@ class Program:
     variables: dict[str, Variable] = field(default_factory=dict)
     inputs: list[InputSpec] = field(default_factory=list)
     outputs: list[OutputSpec] = field(default_factory=list)
-    in_spec: Optional[TreeSpec] = None
-    out_spec: Optional[TreeSpec] = None
-    constant_results: dict[int, Any] = field(default_factory=dict)
-    """Leaves of the user's output that are not tensors, by flat position."""
     training: bool = False
     loss: Optional[fx.Node] = None
     tensor_names: dict[str, fx.Node] = field(default_factory=dict)

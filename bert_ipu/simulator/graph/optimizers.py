@@ -207,11 +207,11 @@ class Updates:
         variable = self.program.variable_of(weight)
         assert variable is not None, f"{weight} is a weight"
         shape = options.pop("shape", variable.shape)
-        made = Variable(
-            f"{prefix}___{variable.name}", Role.STATE, shape, dtype, groups=variable.groups, **options
+        return self.program.add_variable(
+            Variable(
+                f"{prefix}___{variable.name}", Role.STATE, shape, dtype, groups=variable.groups, **options
+            )
         )
-        made.fq_name = variable.name
-        return self.program.add_variable(made)
 
     def emit(self, target: Any, *args: Any, like: fx.Node, outer: bool = True, **kwargs: Any) -> fx.Node:
         """Append an operator of the update, placed where `like` is."""
