@@ -74,3 +74,29 @@ def test_a_gradient_that_torch_gives_no_memory_is_zero() -> None:
 
     torch.manual_seed(1)
     trains_like_torch(Signs(), torch.randn(5, 4), torch.randn(5, 3))
+
+
+class Weighted(nn.Module):
+    """A loss that is the mean of a function of the input times the weights."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.weight, self.function = nn.Parameter(torch.tensor([0.0, 0.5, -1.0])), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return poptorch.identity_loss(self.function(x * self.weight), "mean")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        F.gelu,
+        lambda x: x**0,
+        lambda x: x.mean().sum(0) * x.sum().mean(-1),
+        lambda x: x.mean().index_fill(0, torch.tensor([0]).to(x.device), 2.0) + x.sum(),
+    ],
+    ids=["gelu", "power of 0", "sum of a number", "fill of a number"],
+)
+def test_functions_at_their_edges_train(function: Callable[[Tensor], Tensor]) -> None:
+    """One gradient for all micro-batches, a slope at 0, tensors without dimensions."""
+    trains_like_torch(Weighted(function), torch.randn(8, 3), accumulation=4)

@@ -46,6 +46,13 @@ CASES: dict[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = {
     "expanded": lambda x, p: (x[:, 0] * p["v"]).unsqueeze(0).expand(2, B, H) * 2,
     "cumulative": lambda x, p: torch.cumsum(x * p["v"], dim=1),
     "vector": lambda x, p: torch.matmul(x[0, 0], p["w"]) + x[1, 1],
+    "sides of a sigmoid": lambda x, p: F.logsigmoid(x * p["v"]),
+    "masked by a mean": lambda x, p: (x * p["v"]).masked_fill(x > 0, x.mean()),
+    "gathered from some rows": lambda x, p: torch.gather(x * p["v"], 1, (x[:2].abs() * 2).long().clamp(max=3)),
+    "added to some rows": lambda x, p: (x * p["v"]).scatter_add(2, (x[:2] > 0).long(), x[:2] * p["v"]),
+    "along no dimension": lambda x, p: (
+        (x * p["v"]).flip(()) + (x * p["v"]).amax(()) + x.sum().transpose(0, -1) * x.mean().sum(0)
+    ),
     "no rule": lambda x, p: torch.roll(x * p["v"], 1, 0),
 }
 

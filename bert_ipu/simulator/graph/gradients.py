@@ -155,6 +155,8 @@ def _neg(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 def _pow_scalar(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     x, exponent = _args(node)
+    if exponent == 0:
+        return  # a constant, also at 0, where the formula below divides by 0
     if exponent == 2:
         slope = b.emit(aten.mul.Tensor, x, 2)
     else:
@@ -417,7 +419,7 @@ def _mean(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 def _spread(b: Backward, node: fx.Node, grad: fx.Node, shape: tuple[int, ...]) -> fx.Node:
     """The gradient of a reduction, over the dimensions it reduced."""
     dims = _argument(node, 1, "dim")
-    if dims is not None and not _argument(node, 2, "keepdim", False):
+    if shape and dims is not None and not _argument(node, 2, "keepdim", False):
         reduced = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)} or set(
             range(len(shape))
         )

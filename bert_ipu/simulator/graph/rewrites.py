@@ -196,6 +196,8 @@ def _embedding_bag(
 
 
 def _index_fill(x: Tensor, dim: int, index: Tensor, value: Tensor) -> Tensor:
+    if x.dim() == 0:
+        return _index_fill(x.unsqueeze(0), dim, index, value).squeeze(0)
     filled = torch.zeros(x.size(dim), dtype=torch.int32, device=x.device).index_fill(0, index, 1)
     shape = [1] * x.dim()
     shape[dim] = -1

@@ -25,7 +25,9 @@ def _varies(operand: Operand) -> bool:
 
 
 def _shape(node: fx.Node) -> tuple[int, ...]:
-    return tuple(node.meta["val"].shape)
+    """The shape of a micro-batch's result; of the first of several."""
+    value = node.meta["val"]
+    return tuple((value if isinstance(value, Tensor) else value[0]).shape)
 
 
 # -- element by element ------------------------------------------------------------------------
@@ -93,6 +95,17 @@ def drawing(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) 
     return b.call(node, layout, args, kwargs)
 
 
+def masked_fill(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The value is a number or a tensor without dimensions, so it cannot vary."""
+    return None if isinstance(args[2], Operand) and _varies(args[2]) else elementwise(b, node, args, kwargs)
+
+
+def gelu_backward(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Element by element, of a gradient and an input of one shape: torch's operator does not always broadcast."""
+    alike = all(_varies(operand) for operand in operands_in(args))
+    return elementwise(b, node, args if alike else _map_all_stacked(b, args), kwargs)
+
+
 def _map_all_stacked(b: Batcher, args: list[Any]) -> list[Any]:
     return [Operand(b.stacked(x), Layout.STACKED, x.shape) if isinstance(x, Operand) else x for x in args]
 
@@ -109,14 +122,14 @@ def along(position: int, name: str = "dim", default: Any = None) -> Rule:
         if any(len(operand.shape) != rank for operand in operands_in(args)):
             return None
         given = args[position] if len(args) > position else kwargs.get(name, default)
-        if rank == 0 or given is None or given == []:
-            return None
         dims = given if isinstance(given, (list, tuple)) else [given]
+        if rank == 0 or given is None or not dims:
+            return None
         dims = [dim % rank for dim in dims]
         folds = (
             min(dims) > 0
             and not _stays_stacked(operands)
-            and all(_varies(operand) for operand in operands_in(args))
+            and all(_folds(operand, operands[0].shape) and _varies(operand) for operand in operands_in(args))
         )
         shifted = [dim if folds else dim + 1 for dim in dims]
         convert = _fold if folds else _stack
@@ -139,7 +152,7 @@ def _stack(b: Batcher, operand: Operand) -> Name:
 def reduce_all(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Reductions; over everything where no dimension is given."""
     given = args[1] if len(args) > 1 else kwargs.get("dim")
-    if given is not None and given != []:
+    if isinstance(given, int) or given:
         return along(1)(b, node, args, kwargs)
     operand: Operand = args[0]
     function = _REDUCTIONS.get(node.target._schema.name.split("::")[1])  # type: ignore[union-attr]
@@ -175,6 +188,8 @@ _REDUCTIONS: dict[str, Callable[..., Tensor]] = {
 def transpose(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     operand: Operand = args[0]
     rank = len(operand.shape)
+    if rank == 0:
+        return operand
     dims = [dim % rank for dim in args[1:3]]
     if min(dims) > 0 and operand.layout is Layout.FOLDED:
         return b.call(node, Layout.FOLDED, [operand.name, *dims], kwargs)
@@ -350,10 +365,10 @@ def loss_per_row_grad(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[s
 ELEMENTWISE = names(
     "abs acos acosh add addcdiv addcmul asin asinh atan atan2 atanh bitwise_and bitwise_not bitwise_or "
     "bitwise_xor ceil celu clamp clamp_max clamp_min clone copysign cos cosh div elu elu_backward eq erf "
-    "erfc exp expm1 floor floor_divide fmod ge gelu gelu_backward gt hardshrink hardsigmoid "
+    "erfc exp expm1 floor floor_divide fmod ge gelu gt hardshrink hardsigmoid "
     "hardsigmoid_backward hardswish hardtanh hardtanh_backward isfinite isinf isnan le leaky_relu "
     "leaky_relu_backward lerp log log10 log1p log2 logical_and logical_not logical_or logical_xor lt "
-    "masked_fill maximum minimum mul ne neg nop ones_like zeros_like full_like pow reciprocal relu relu6 "
+    "maximum minimum mul ne neg nop ones_like zeros_like full_like pow reciprocal relu relu6 "
     "remainder round rsqrt rsub sigmoid sigmoid_backward sign silu silu_backward sin sinh softplus "
     "softplus_backward softshrink sqrt square sub tan tanh tanh_backward threshold threshold_backward trunc "
     "true_divide where xlogy _to_copy alias detach lift_fresh_copy to mish mish_backward log_sigmoid_forward "
@@ -373,6 +388,8 @@ RULES: dict[str, Rule] = {
     ),
     **dict.fromkeys(names("select slice narrow gather"), along(1, default=0)),
     **dict.fromkeys(names("split split_with_sizes chunk"), along(2, default=0)),
+    "masked_fill": masked_fill,
+    "gelu_backward": gelu_backward,
     "topk": along(2, default=-1),
     "scatter_add": along(1),
     "scatter": along(1),
