@@ -157,7 +157,7 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
     modules = {id(module): name for name, module in request.module.named_modules()}
     capture = Capture(program, modules, request.strided_channel_groups)
     named = _named_tensors(request.module)
-    capture.declare([_variable(name, tensor, request) for name, tensor in named.items()], named.values())
+    capture.declare(_variable(name, tensor, request) for name, tensor in named.items())
     args = _inputs(request, program, capture)
     slots = list(_slots(request.module))
     try:

@@ -10,6 +10,7 @@ import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import normalise, value_reads
+from bert_ipu.simulator.graph import normalise, ops, value_reads
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
 from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, describe, left_on_cpu
@@ -76,6 +77,14 @@ class GraphBeingBuilt:
         return self.imports[outer]
 
 
+@dataclass
+class _Declared:
+    """A parameter or buffer of the model; entered into the program when the forward first reaches it."""
+
+    variable: Variable
+    captured: Optional[CapturedTensor] = None
+
+
 class _CaptureMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Hands every operator the user's code calls to the capture."""
 
@@ -94,7 +103,13 @@ class _CaptureMode(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class Capture:
-    """Builds the forward of a `Program` from what the user's code calls."""
+    """Builds the forward of a `Program` from what the user's code calls.
+
+    Inside `recording()` an operator comes in by one of three ways, each of which ends in a node:
+    `dispatch` takes torch's operators, and `record` enters those that no handler treats otherwise;
+    `emit` takes operators that only the IPU has, from PopTorch's functions;
+    a call of the capture itself takes nodes, where `aliases.py` derives a view or a written tensor.
+    """
 
     def __init__(
         self, program: Program, modules: Mapping[int, str], strided_channel_groups: bool = False
@@ -107,29 +122,30 @@ class Capture:
         self.graphs = [GraphBeingBuilt(program.graph)]
         """The program's graph, and inside a loop or branch the bodies' up to the innermost."""
         self._modules = modules
-        self._known: dict[int, tuple[torch.Tensor, CapturedTensor]] = {}
-        self._declared: dict[int, Variable] = {}
+        self._declared: dict[int, _Declared] = {}
+        """The model's parameters and buffers, by the identity of their tensors."""
         self._inputs: list[CapturedTensor] = []
         self._updates: dict[str, fx.Node] = {}
+        """New values of variables that only the next run sees."""
         self._draws = 0
-        self.opening = False
+        """Operators so far that draw random numbers."""
+        self.decomposing = False
         """Inside a composite operator of torch, whose C++ takes captured tensors for ones on the CPU."""
-        self._cpu_is_torchs = False
-        """Tensors on the CPU are of such an operator's making, as it was given none: an IPU would have them."""
+        self._cpu_means_constant = False
+        """Such an operator was given no tensor on the CPU: those that it makes there are constants of the program."""
         self._mode = _CaptureMode(self)
         self.origin = Origin("", None, False)
 
     # -- what the program is given -------------------------------------------------------------
 
-    def declare(self, variables: Iterable[Variable], tensors: Iterable[torch.Tensor]) -> None:
-        """Name the parameters and buffers; those that the forward reaches become placeholders."""
-        for variable, tensor in zip(variables, tensors):
-            self._declared[id(tensor)] = variable
-            self._known[id(tensor)] = (tensor, None)  # type: ignore[assignment]
+    def declare(self, variables: Iterable[Variable]) -> None:
+        """Make the model's parameters and buffers known; those that the forward reaches become placeholders."""
+        for variable in variables:
+            self._declared[id(variable.tensor)] = _Declared(variable)
 
     def declares(self, tensor: Any) -> bool:
         """Whether a tensor is one of the model's parameters and buffers."""
-        return id(tensor) in self._known
+        return id(tensor) in self._declared
 
     def as_given(self, tensor: CapturedTensor) -> torch.Tensor:
         """The parameter or buffer that a captured tensor stands for, as modules keep it; else the tensor itself."""
@@ -158,9 +174,9 @@ class Capture:
 
     def variables_written(self) -> Iterator[tuple[str, fx.Node]]:
         """Which variables the forward wrote, and their new values."""
-        for _, tensor in self._known.values():
-            if tensor is not None and tensor.shown.storage.version:
-                yield str(tensor.shown.storage.owner), tensor.shown.storage.node
+        for declared in self._declared.values():
+            if declared.captured is not None and declared.captured.shown.storage.version:
+                yield declared.variable.name, declared.captured.shown.storage.node
         yield from self._updates.items()
 
     def update_at_end(self, variable: CapturedTensor, value: CapturedTensor) -> None:
@@ -210,9 +226,9 @@ class Capture:
         """
         self.origin = locate(self._modules)
         with torch._C.DisableTorchFunction():
-            args = tuple(self._lift(argument) for argument in args)
+            args = tuple(self._operand(argument) for argument in args)
             node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
-            if op.name in _DRAWING:
+            if op is ops.custom_op:  # Its C++ may draw.
                 self._number(node)
             return self._results(node, host_dtypes)
 
@@ -286,24 +302,24 @@ class Capture:
         if normalise.written_argument(func) is not None:
             return self._write(func, args, kwargs)
         if normalise.is_composite(func):
-            return self.open(func, args, kwargs)
+            return self.decompose(func, args, kwargs)
         return self.record(func, args, kwargs)
 
-    def open(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def decompose(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a composite operator's parts instead of it."""
-        outer = self.opening, self._cpu_is_torchs
-        self.opening = True
-        self._cpu_is_torchs |= not any(_is_on_cpu(leaf) for leaf in _leaves((args, kwargs)))
+        outer = self.decomposing, self._cpu_means_constant
+        self.decomposing = True
+        self._cpu_means_constant |= not any(_is_on_cpu(leaf) for leaf in _leaves((args, kwargs)))
         try:
             with self._mode:
                 return func.decompose(*args, **kwargs)
         finally:
-            self.opening, self._cpu_is_torchs = outer
+            self.decomposing, self._cpu_means_constant = outer
 
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
         check_supported(func, self.origin)
-        args, kwargs = _map((args, kwargs), lambda leaf: self._lift(leaf, func))
+        args, kwargs = _map((args, kwargs), lambda leaf: self._operand(leaf, func))
         fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
         value = _map(fakes, self._device_value)
         nodes, options = _map(args, self._read), self._device_options(func, _map(kwargs, self._read), value)
@@ -387,8 +403,8 @@ class Capture:
 
     # -- tensors -------------------------------------------------------------------------------
 
-    def share(self, tensor: CapturedTensor) -> CapturedTensor:
-        """A new tensor, with memory of its own, of the same value: no operator is needed for it."""
+    def copy_of(self, tensor: CapturedTensor) -> CapturedTensor:
+        """A new tensor, with memory of its own, of the same value: values never change, so this takes no operator."""
         with self.program.fake_mode:
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
         return self._wrap(fake, View.whole(self._read(tensor)))  # type: ignore[arg-type]
@@ -398,12 +414,13 @@ class Capture:
         tensor = tensor if dtype is None else tensor.to(dtype)
         return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
 
-    def _lift(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
-        """An operand as a tensor of the program; a number that Python made a tensor is a constant."""
+    def _operand(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
+        """An operand as a tensor of the program; raises Error for one that the user left on the CPU."""
         leaf = self.recognise(leaf)
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
             return leaf
-        if self._cpu_is_torchs or (leaf.dim() == 0 and func in normalise.ASSIGNMENTS):
+        is_number = leaf.dim() == 0 and func in normalise.ASSIGNMENTS  # `x[...] = 1`
+        if self._cpu_means_constant or is_number:
             return self.lift(leaf)
         raise poptorch_error(left_on_cpu(leaf, func, self.origin))
 
@@ -411,13 +428,13 @@ class Capture:
         """A parameter or buffer as the captured tensor it is; anything else as it came."""
         if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
             return leaf
-        known = self._known.get(id(leaf))
-        if known is None:
+        declared = self._declared.get(id(leaf))
+        if declared is None:
             return leaf
-        if known[1] is None:
+        if declared.captured is None:
             with torch._C.DisableTorchFunction():
-                self._known[id(leaf)] = known = (leaf, self._enter(leaf, self._declared[id(leaf)]))
-        return known[1]
+                declared.captured = self._enter(leaf, declared.variable)
+        return declared.captured
 
     def _enter(self, tensor: torch.Tensor, variable: Variable) -> CapturedTensor:
         node = self.program.add_variable(variable)
@@ -446,11 +463,11 @@ class Capture:
         dtype = self._demote(leaf.dtype)
         return leaf if dtype == leaf.dtype else self._fake(tuple(leaf.shape), dtype)
 
-    def _device_options(self, func: OpOverload, kwargs: dict[str, Any], value: Any) -> dict[str, Any]:
+    def _device_options(self, func: OpOverload, kwargs: dict[str, Any], result: Any) -> dict[str, Any]:
         """Keyword arguments without those of the host; the dtype of what is made from nothing is explicit."""
         options = {key: value for key, value in kwargs.items() if key not in _HOST_OPTIONS}
-        if "device" in kwargs and isinstance(value, torch.Tensor) and normalise.takes_dtype(func):
-            options["dtype"] = value.dtype
+        if "device" in kwargs and isinstance(result, torch.Tensor) and normalise.takes_dtype(func):
+            options["dtype"] = result.dtype
         return options
 
     def _demote(self, dtype: torch.dtype) -> torch.dtype:
@@ -467,7 +484,6 @@ class Capture:
 
 
 _HOST_OPTIONS = ("device", "pin_memory", "layout", "memory_format", "non_blocking")
-_DRAWING = frozenset({"custom_op"})
 
 
 def _map(tree: Any, function: Callable[[Any], Any]) -> Any:

@@ -32,14 +32,14 @@ def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
         dtype, device = bound["other"].dtype, bound["other"].device
     if not isinstance(tensor, CapturedTensor):
         return capture.lift(tensor, dtype)
-    if device is not None and torch.device(device).type != "ipu" and not capture.opening:
+    if device is not None and torch.device(device).type != "ipu" and not capture.decomposing:
         raise poptorch_error(
             'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output '
             f"as an IPU tensor. ({capture.origin.source})"
         )
     if dtype is None or dtype == tensor.dtype:
         copies = bound.get("copy") or func is aten._to_copy.default
-        return capture.share(tensor) if copies else capture.as_given(tensor)
+        return capture.copy_of(tensor) if copies else capture.as_given(tensor)
     return capture.record(aten._to_copy.default, (tensor,), {"dtype": dtype})
 
 
@@ -65,12 +65,12 @@ def _reshape(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> 
     return capture.record(aten.reshape.default, (args[0], sizes), {})
 
 
-def _share(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    return capture.share(args[0])
+def _clone(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    return capture.copy_of(args[0])
 
 
 def _contiguous(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    return args[0] if args[0].stand_in.is_contiguous() else capture.share(args[0])
+    return args[0] if args[0].stand_in.is_contiguous() else capture.copy_of(args[0])
 
 
 def _same(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -108,7 +108,7 @@ def _slice(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> An
 def _dropout(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     bound = _bind(func, args, kwargs)
     if not bound["train"] or bound["p"] == 0:
-        return capture.share(bound["input"])
+        return capture.copy_of(bound["input"])
     return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
 
 
@@ -149,7 +149,7 @@ def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwarg
     plain = bound.get("weight") is None and not bound.get("label_smoothing")
     if plain and not bound["target"].dtype.is_floating_point:
         return capture.record(func, args, kwargs)
-    return capture.open(func, args, kwargs)
+    return capture.decompose(func, args, kwargs)
 
 
 def _only_nearest(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -193,7 +193,7 @@ def _is_nonzero(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) 
 def _tensor_split(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     if isinstance(args[1], CapturedTensor):
         raise value_reads.no_value(func, capture.origin)
-    return capture.open(func, args, kwargs)
+    return capture.decompose(func, args, kwargs)
 
 
 HANDLERS: dict[OpOverload, Handler] = {
@@ -208,7 +208,7 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten._unsafe_view.default: _reshape,
     aten.reshape.default: _reshape,
     aten._reshape_alias.default: _reshape,
-    aten.clone.default: _share,
+    aten.clone.default: _clone,
     aten.lift_fresh.default: _same,
     aten.alias.default: _same,
     aten.contiguous.default: _contiguous,

@@ -1,6 +1,6 @@
 """How the operators that the user's code calls become the fewer ones of the graph.
 
-Composite operators are opened into their parts, except those PopART has as one (`WHOLE`); in-place
+Composite operators are decomposed into their parts, except those PopART has as one (`WHOLE`); in-place
 and `out=` operators become their functional forms; some are rewritten by hand (`graph/rewrites.py`).
 """
 
@@ -85,7 +85,7 @@ _FUNCTIONAL_NAMES = {
 
 @cache
 def is_composite(target: OpOverload) -> bool:
-    """Whether an operator is defined by others and is to be opened."""
+    """Whether an operator is defined by others and is to be decomposed into them."""
     return target not in WHOLE and target not in RECURRENT and bool(target._can_decompose())
 
 
