@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
+from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.poptorch.options import Options
 
 X = torch.tensor([1000.0, 1.0, 1.0, 1.0], dtype=torch.float16)
@@ -66,10 +68,12 @@ def test_the_scale_doubles_until_a_gradient_is_large(accumulation: int, replicas
     assert used == [1, 2, 4, 2, 4, 2]
 
 
+@pytest.mark.parametrize("native", [True, False])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_weights_do_not_depend_on_the_scale(optimizer: str, accumulation: int) -> None:
+def test_weights_do_not_depend_on_the_scale(optimizer: str, accumulation: int, native: bool) -> None:
     """torch.optim is told of no loss scale. All numbers are exact in float16 but the weights' last bits."""
+    simulator.install(SimulatorParams(native_kernels=native))
     options = Options()
     options.Training.gradientAccumulation(accumulation)
     used, weight = run(options, 5, optimizer)

@@ -20,7 +20,8 @@ def round_half(x: Tensor, kernels: Kernels | None, overflow: float) -> Tensor:
     """float32 x rounded to the nearest fp16 value, in place where x is dense."""
     if kernels is None or x.device.type != "cpu" or not x.is_contiguous():
         rounded = x.half().float()
-        return torch.where(x.isfinite(), rounded.clamp(-overflow, overflow), rounded)
+        into = x if x.is_contiguous() else None
+        return torch.where(x.isfinite(), rounded.clamp(-overflow, overflow), rounded, out=into)
     kernels.round_half(x.data_ptr(), x.data_ptr(), x.numel(), overflow)
     return x
 
@@ -44,7 +45,7 @@ def round_half_stochastic(x: Tensor, draws: Draws, op: int, overflow: float) -> 
             draws.places_pointer,
         )
         return x
-    return _round_half_stochastic_in_torch(x, draws, op, overflow)
+    return x.copy_(_round_half_stochastic_in_torch(x, draws, op, overflow))
 
 
 def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int, overflow: float) -> Tensor:
