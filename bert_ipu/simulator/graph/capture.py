@@ -23,12 +23,12 @@ from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise, ops, value_reads
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
-from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, describe, left_on_cpu
+from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, left_on_cpu
 from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
 from bert_ipu.simulator.graph.rewrites import REWRITES
-from bert_ipu.simulator.graph.sources import Origin, locate
+from bert_ipu.simulator.graph.sources import Origin, describe, locate
 from bert_ipu.simulator.graph.unsupported import check_supported
 
 aten = torch.ops.aten
@@ -162,9 +162,7 @@ class Capture:
 
     def place(self) -> str:
         """Where the user's code is now, as messages have it."""
-        origin = locate(self._modules)
-        module = f" in module '{origin.module}'" if origin.module else ""
-        return f"{module} ({origin.source})" if origin.source else module
+        return locate(self._modules).place
 
     def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
         """Which inputs the forward wrote in place, and their new values."""
@@ -362,7 +360,7 @@ class Capture:
                 f"{describe(func, self.origin)}."
             )
         parent = args[0] if args and isinstance(args[0], CapturedTensor) else None
-        if parent is None or fake.untyped_storage()._cdata != parent.stand_in.untyped_storage()._cdata:
+        if parent is None or fake.untyped_storage()._cdata != parent.fake.untyped_storage()._cdata:
             return self._wrap(fake, View.whole(node))
         step = ViewStep(func, tuple(args[1:]), kwargs, tuple(parent.shape), item)
         return self._wrap(fake, parent.shown.derive(step, node))
@@ -380,7 +378,7 @@ class Capture:
         position = next(i for i, a in enumerate(func._schema.arguments) if a.name == name)
         target = kwargs.pop(name) if name in kwargs else args[position]
         if not isinstance(target, CapturedTensor):
-            raise poptorch_error(left_on_cpu(target, func, self.origin))
+            raise left_on_cpu(target, func, self.origin)
         if name == "out" and any(argument.name == "dtype" for argument in functional._schema.arguments):
             kwargs = {"dtype": target.dtype, **kwargs}  # As torch: it computes in the type of `out`.
         with self._mode:
@@ -422,7 +420,7 @@ class Capture:
         is_number = leaf.dim() == 0 and func in normalise.ASSIGNMENTS  # `x[...] = 1`
         if self._cpu_means_constant or is_number:
             return self.lift(leaf)
-        raise poptorch_error(left_on_cpu(leaf, func, self.origin))
+        raise left_on_cpu(leaf, func, self.origin)
 
     def recognise(self, leaf: Any) -> Any:
         """A parameter or buffer as the captured tensor it is; anything else as it came."""
@@ -450,7 +448,7 @@ class Capture:
     def _read(self, leaf: Any) -> Any:
         """A captured tensor's node with its current value; dtypes as the device has them."""
         if isinstance(leaf, CapturedTensor):
-            if leaf.owner is not self:
+            if leaf.capture is not self:
                 raise poptorch_error(
                     "A tensor of an earlier compilation is used in this one: the model keeps it."
                 )
@@ -512,5 +510,5 @@ def _is_on_cpu(leaf: Any) -> bool:
 
 def _to_fake(leaf: Any) -> Any:
     if isinstance(leaf, CapturedTensor):
-        return leaf.stand_in
+        return leaf.fake
     return CPU if isinstance(leaf, torch.device) else leaf

@@ -1,8 +1,8 @@
-"""The tensor a user's forward sees while it is captured, and how messages name what went wrong with one."""
+"""The tensor that a user's forward sees while it is captured, and the errors of what it cannot do."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch._ops import OpOverload
@@ -10,8 +10,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 
 from bert_ipu.simulator.errors import Error, poptorch_error
 from bert_ipu.simulator.graph.aliases import View
-from bert_ipu.simulator.graph.ir import IpuOp
-from bert_ipu.simulator.graph.sources import Origin
+from bert_ipu.simulator.graph.sources import Origin, describe
 
 if TYPE_CHECKING:
     from bert_ipu.simulator.graph.capture import Capture
@@ -27,9 +26,12 @@ class DynamicShapeError(Error, DynamicOutputShapeException):
 class CapturedTensor(torch.Tensor):
     """A tensor of the program being captured: shape and dtype, no data."""
 
+    fake: FakeTensor
+    """Shape, strides and dtype as the user's code sees them."""
     shown: View
-    stand_in: FakeTensor
-    owner: Capture
+    """Which part of which storage of the program it shows."""
+    capture: Capture
+    """The capture that made it, and the only one that may use it."""
 
     @staticmethod
     def __new__(cls, fake: FakeTensor, view: View, capture: Capture) -> CapturedTensor:
@@ -41,7 +43,7 @@ class CapturedTensor(torch.Tensor):
             dtype=fake.dtype,
             device=CPU,
         )
-        made.stand_in, made.shown, made.owner = fake, view, capture
+        made.fake, made.shown, made.capture = fake, view, capture
         return made  # type: ignore[no-any-return]
 
     @property
@@ -71,13 +73,13 @@ class CapturedTensor(torch.Tensor):
     def backward(self, *_: Any, **__: Any) -> None:
         """Gradients are the compiler's, from the loss that the forward returns."""
         raise poptorch_error(
-            f"backward() is called inside a model's forward{self.owner.place()}. Return the loss instead: "
+            f"backward() is called inside a model's forward{self.capture.place()}. Return the loss instead: "
             "poptorch.trainingModel adds the backward pass and the optimizer."
         )
 
     def _without_values(self, reader: str) -> Error:
         return poptorch_error(
-            f"{reader} reads a tensor's values{self.owner.place()}, which are not known while the model is "
+            f"{reader} reads a tensor's values{self.capture.place()}, which are not known while the model is "
             "compiled. Use torch's functions, compute it before the model is called, or in the model on the host "
             "by `poptorch.CPU`."
         )
@@ -101,12 +103,6 @@ class CapturedTensor(torch.Tensor):
 CapturedTensor.__name__ = "Tensor"
 
 
-def describe(func: Union[OpOverload, IpuOp, None], origin: Origin) -> str:
-    name = func._schema.name if isinstance(func, OpOverload) else getattr(func, "name", "An operator")
-    where = f" in module '{origin.module}'" if origin.module else ""
-    return f"{name}{where} ({origin.source})"
-
-
 _SCALAR_TYPES = {
     torch.float32: "Float",
     torch.float64: "Double",
@@ -120,9 +116,10 @@ _SCALAR_TYPES = {
 }
 
 
-def left_on_cpu(tensor: torch.Tensor, func: Union[OpOverload, None], origin: Origin) -> str:
+def left_on_cpu(tensor: torch.Tensor, func: Optional[OpOverload], origin: Origin) -> Error:
+    """The error of an operand that is not on the IPU, worded as PopTorch's."""
     dtype = _SCALAR_TYPES.get(tensor.dtype, str(tensor.dtype))
-    return (
+    return poptorch_error(
         f"Expected an IPU tensor but got tensor(device={tensor.device}, shape={list(tensor.shape)}, "
         f"dtype={dtype}).\n"
         'Constant tensors should be moved explicitly to the IPU, via cpu_tensor.to("ipu"), or made buffers.\n'

@@ -12,7 +12,8 @@ from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise, value_reads
-from bert_ipu.simulator.graph.captured import CapturedTensor, describe
+from bert_ipu.simulator.graph.captured import CapturedTensor
+from bert_ipu.simulator.graph.sources import describe
 
 if TYPE_CHECKING:
     from bert_ipu.simulator.graph.capture import Capture
@@ -61,7 +62,7 @@ def _copy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any
 def _reshape(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     shape = kwargs.get("size", kwargs.get("shape", args[1] if len(args) > 1 else None))
     with capture.program.fake_mode:
-        sizes = list(args[0].stand_in.reshape(shape).shape)
+        sizes = list(args[0].fake.reshape(shape).shape)
     return capture.record(aten.reshape.default, (args[0], sizes), {})
 
 
@@ -70,7 +71,7 @@ def _clone(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> An
 
 
 def _contiguous(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    return args[0] if args[0].stand_in.is_contiguous() else capture.copy_of(args[0])
+    return args[0] if args[0].fake.is_contiguous() else capture.copy_of(args[0])
 
 
 def _same(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -90,7 +91,7 @@ _RESHAPED_IN_PLACE: dict[OpOverload, OpOverload] = {
 def _reshape_in_place(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """The tensor becomes a view of itself: its memory is not written."""
     target, view = args[0], capture.record(_RESHAPED_IN_PLACE[func], args, kwargs)
-    target.shown, target.stand_in = view.shown, view.stand_in
+    target.shown, target.fake = view.shown, view.fake
     with no_dispatch():
         func(*args, **kwargs)  # torch's own record of shape and strides
     return target

@@ -97,7 +97,7 @@ def _batch_norm(
         x, weight, bias, running_mean, running_var, True, momentum, eps
     )
     for statistic, new in ((running_mean, mean), (running_var, var)):
-        statistic.owner.update_at_end(statistic, new.to(statistic.dtype))  # type: ignore[attr-defined]
+        statistic.capture.update_at_end(statistic, new.to(statistic.dtype))  # type: ignore[attr-defined]
     return out  # type: ignore[no-any-return]
 
 

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from torch._ops import OpOverload
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph.captured import describe
-from bert_ipu.simulator.graph.sources import Origin
+from bert_ipu.simulator.graph.sources import Origin, describe
 
 ON_THE_HOST = "compute it before the model is called, or in the model on the host by `poptorch.CPU`"
 

@@ -1,4 +1,7 @@
-"""Where a value is asked for that a capture has not got, be it by functions of torch's own Python."""
+"""What to say where code asks for a tensor's value, which a capture does not have: who asks, and what to do instead.
+
+Some functions of torch's own Python ask, too; each of those has an answer of its own.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,11 @@ from torch.nn import AdaptiveLogSoftmaxWithLoss, functional
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from bert_ipu.simulator.errors import Error, poptorch_error
-from bert_ipu.simulator.graph.captured import DynamicShapeError, describe
-from bert_ipu.simulator.graph.sources import Origin, is_foreign
+from bert_ipu.simulator.graph.captured import DynamicShapeError
+from bert_ipu.simulator.graph.sources import Origin, describe, is_foreign
 
 _CHECKS = frozenset({functional.gaussian_nll_loss.__code__})
-"""They ask in order to refuse some values. A device refuses none."""
+"""They ask for values in order to refuse some. A device refuses none."""
 
 _MOMENTUM = (
     "give the layer a `momentum`, since with None the weight of a batch depends on how many there were"
