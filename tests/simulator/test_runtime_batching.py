@@ -9,10 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bert_ipu import simulator
+from bert_ipu.simulator import poptorch
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
 from bert_ipu.simulator.graph import capture, ops
 from bert_ipu.simulator.graph.ir import Reduction
-from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
+from bert_ipu.simulator.graph.optimizers import HyperParameter, OptimizerSpec
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.engine import Executable
@@ -48,7 +50,9 @@ CASES: dict[str, Callable[[Tensor, dict[str, Tensor]], Tensor]] = {
     "vector": lambda x, p: torch.matmul(x[0, 0], p["w"]) + x[1, 1],
     "sides of a sigmoid": lambda x, p: F.logsigmoid(x * p["v"]),
     "masked by a mean": lambda x, p: (x * p["v"]).masked_fill(x > 0, x.mean()),
-    "gathered from some rows": lambda x, p: torch.gather(x * p["v"], 1, (x[:2].abs() * 2).long().clamp(max=3)),
+    "gathered from some rows": lambda x, p: torch.gather(
+        x * p["v"], 1, (x[:2].abs() * 2).long().clamp(max=3)
+    ),
     "added to some rows": lambda x, p: (x * p["v"]).scatter_add(2, (x[:2] > 0).long(), x[:2] * p["v"]),
     "along no dimension": lambda x, p: (
         (x * p["v"]).flip(()) + (x * p["v"]).amax(()) + x.sum().transpose(0, -1) * x.mean().sum(0)
@@ -96,7 +100,11 @@ def test_training(name: str, replicas: int) -> None:
         loss: Tensor = capture.current().emit(ops.identity_loss, model(x).square(), reduction="mean")
         return loss
 
-    group = {"learningRate": Attribute(0.1), "momentum": Attribute(0.0), "weightDecay": Attribute(0.0)}
+    group = {
+        "learningRate": HyperParameter(0.1),
+        "momentum": HyperParameter(0.0),
+        "weightDecay": HyperParameter(0.0),
+    }
     used = [key for key, value in _gradients(model).items() if value is not None]
     accumulation = COUNT // replicas
     request = CompileRequest(
@@ -130,7 +138,11 @@ def _gradients(model: Model) -> dict[str, Tensor | None]:
 def test_running_means(chunk: int, replicas: int) -> None:
     """PopART's running accumulation, of all micro-batches of an update at once, or in several parts."""
     model = Model(lambda x, p: F.gelu(F.linear(x, p["w"], p["v"])) + F.embedding(_indices(x), p["e"]))
-    group = {"learningRate": Attribute(0.1), "momentum": Attribute(0.0), "weightDecay": Attribute(0.0)}
+    group = {
+        "learningRate": HyperParameter(0.1),
+        "momentum": HyperParameter(0.0),
+        "weightDecay": HyperParameter(0.0),
+    }
     weights = {key: value.detach().clone() for key, value in model.named_parameters()}
 
     def forward(x: Tensor) -> Tensor:
@@ -197,3 +209,29 @@ def test_chunks_fit_the_memory_they_are_given() -> None:
     assert small.plan.chunk == 2
     (found,) = small.run([inputs()])
     torch.testing.assert_close(found, model(inputs()).detach())
+
+
+class ScaledWeight(nn.Module):
+    """A result that depends on a weight alone, [H + 1] of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.linspace(0.1, 1.3, H + 1).half())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * 0.3333 + 0 * x
+
+
+def test_what_is_rounded_at_random_is_so_for_each_micro_batch() -> None:
+    """Also what no input changes, where the micro-batches share the rest."""
+    count = 400
+    simulator.install(SimulatorParams())
+    options = poptorch.Options().showCompilationProgressBar(False).deviceIterations(count)
+    options.Precision.enableStochasticRounding(True)
+    model = ScaledWeight()
+    rounded = poptorch.inferenceModel(model, options)(torch.zeros(count, H + 1).half()).double()
+    exact = model.weight.detach().double() * 0.3333
+    assert (rounded.std(0) > 0).all()
+    # Two neighbours in fp16 are 2^-10 of the value apart at most, and a draw between them has half of that as its
+    # largest deviation.
+    assert ((rounded.mean(0) - exact).abs() < 5 * exact * 2**-11 / count**0.5).all()

@@ -169,7 +169,7 @@ class Backward:
         return parts[0]
 
 
-_INHERITED = (*PLACEMENT, "module", "source", "block")
+_INHERITED = (*PLACEMENT, "module", "source", "block", "partials")
 
 
 def _items(node: fx.Node) -> list[fx.Node]:

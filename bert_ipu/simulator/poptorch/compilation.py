@@ -26,7 +26,7 @@ from ..installation import current_params
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
 from ..runtime import collectives
 from ..runtime.engine import Executable
-from ..runtime.settings import ExecutionSettings
+from ..runtime.settings import ExecutionSettings, Products
 from . import devices, session_options, wrapping
 from ._logging import compiler_logger, logger
 from .arguments import Arguments
@@ -395,8 +395,18 @@ def _execution_settings(options: Options) -> ExecutionSettings:
         instances=instances,
         all_reduce=_all_reduce if instances > 1 else None,
         stochastic_rounding=popart.get("enableStochasticRounding", False),
+        half_partials=_half_partials(popart),
         float_exceptions=popart.get("enableFloatingPointChecks", False),
     )
+
+
+def _half_partials(popart: Mapping[str, Any]) -> frozenset[Products]:
+    """Which products are summed in float16, unless a `poptorch.MultiConv` says otherwise."""
+    chosen: dict[Products, str] = {
+        "matmul": popart.get("partialsTypeMatMuls", ""),
+        "convolution": popart.get("convolutionOptions", {}).get("partialsType", ""),
+    }
+    return frozenset(products for products, partials in chosen.items() if partials.lower() == "half")
 
 
 def _all_reduce(tensors: Sequence[torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""`poptorch.MultiConv`: convolutions planned together. Changes time and memory, no result."""
+"""`poptorch.MultiConv`: convolutions planned together; of what it sets, partial sums change results."""
 
 from __future__ import annotations
 
@@ -90,7 +90,21 @@ class MultiConv:
         if annotations is None:
             return
         number, annotations.multi_conv = annotations.multi_conv, None
-        if type is None and not recording.multi_conv_holds_convolution(number):
+        if type is not None:
+            return
+        convolutions = recording.convolutions_of(number)
+        if not convolutions:
             raise poptorch_error(
                 "Unexpected end_multi_conv: there is no convolution inside this poptorch.MultiConv."
             )
+        for name in ("available_memory_proportions", "enable_conv_ditherings", "partials_types"):
+            given = getattr(self, f"_{name}")
+            if given is not None and len(given) not in (1, len(convolutions)):
+                raise poptorch_error(
+                    f"This poptorch.MultiConv has {len(convolutions)} convolutions and {len(given)} values of "
+                    f"{name}: give one for all, or one for each."
+                )
+        if self._partials_types is not None:
+            partials = self._partials_types * (len(convolutions) // len(self._partials_types))
+            for convolution, dtype in zip(convolutions, partials):
+                convolution.meta["partials"] = dtype

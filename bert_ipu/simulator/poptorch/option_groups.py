@@ -67,11 +67,6 @@ class _PrecisionOptions(OptionsDict):
             raise ValueError(
                 f"parameter to setPartialsType should be either torch.float or torch.half, not {dtype}"
             )
-        if dtype is torch.float16:
-            # Rounding each partial sum needs a matmul of our own; until there is one, say what happens instead.
-            logger.warning(
-                "setPartialsType(torch.half): the simulator sums in float32, so results are more exact than an IPU's."
-            )
         self._popart_options.set("partialsTypeMatMuls", names[dtype])
         self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
         return self

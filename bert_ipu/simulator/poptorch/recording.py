@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import fx
 
 from ..graph import capture, control_flow
 from ..graph.annotations import Annotations, Placement
@@ -87,9 +88,9 @@ def cond(
     return list(control_flow.cond(current, condition, then, then_inputs, other, other_inputs))
 
 
-def multi_conv_holds_convolution(number: int | None) -> bool:
-    """Whether a convolution was recorded in the multi-convolution of this number."""
+def convolutions_of(number: int | None) -> list[fx.Node]:
+    """The convolutions recorded in the multi-convolution of this number, in order."""
     current = capture.current()
     assert current is not None, "a multi-convolution ends in the capture it began in"
     nodes = (node for node in current.program.graph.nodes if node.meta.get("multi_conv") == number)
-    return any("conv" in str(node.target) for node in nodes)
+    return [node for node in nodes if node.target is torch.ops.aten.convolution.default]

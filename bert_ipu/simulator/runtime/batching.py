@@ -20,7 +20,7 @@ from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program, is_outer, mutated
 from bert_ipu.simulator.runtime import optimizer_ops
 from bert_ipu.simulator.runtime.instructions import RUN, Name
-from bert_ipu.simulator.runtime.lowering import DRAWS, Emitter, resolve
+from bert_ipu.simulator.runtime.lowering import DRAWS, Emitter, is_rounded, resolve
 from bert_ipu.simulator.runtime.micro import normal_nodes
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.operators import is_drawing, names, operator_name
@@ -75,14 +75,14 @@ class Analysis:
     """Values of which only the sum over micro-batches is read."""
 
 
-def analyse(program: Program, replication: Replication) -> Analysis:
+def analyse(program: Program, replication: Replication, numerics: Numerics) -> Analysis:
     """Find which values vary between micro-batches, and which are wanted only as sums."""
     analysis = Analysis()
     for node in program.graph.nodes:
         varying_input = (
             node.op == "placeholder" and "input" in node.meta and program.inputs[node.meta["input"]].batched
         )
-        if varying_input or (node.op == "call_function" and _varies(node, analysis.varies)):
+        if varying_input or (node.op == "call_function" and _varies(node, analysis.varies, numerics)):
             analysis.varies.add(node)
     for node in reversed(normal_nodes(program)):
         read = node in analysis.varies and node.users and not mutated(node)
@@ -91,10 +91,12 @@ def analyse(program: Program, replication: Replication) -> Analysis:
     return analysis
 
 
-def _varies(node: fx.Node, varies: set[fx.Node]) -> bool:
+def _varies(node: fx.Node, varies: set[fx.Node], numerics: Numerics) -> bool:
     if is_outer(node):
         return False
-    return is_drawing(node.target) or any(read in varies for read in node.all_input_nodes)
+    if is_drawing(node.target) or any(read in varies for read in node.all_input_nodes):
+        return True
+    return numerics.stochastic and is_rounded(node)
 
 
 def _wants_sum(node: fx.Node, user: fx.Node, analysis: Analysis, replication: Replication) -> bool:
@@ -293,8 +295,11 @@ class Batcher:
             return self._write(node, args, kwargs)
         if name == "getitem":
             return args[0][args[1]]
-        if all(operand.layout is Layout.SAME for operand in operands) and node not in self.analysis.varies:
-            return self._wrap(node, self._plain(node, args, kwargs), Layout.SAME)
+        if all(operand.layout is Layout.SAME for operand in operands):
+            if node not in self.analysis.varies:
+                return self._wrap(node, self._plain(node, args, kwargs), Layout.SAME)
+            if not is_drawing(node.target):
+                return self.one_by_one(node, args, kwargs)
         if any(operand.layout is Layout.SUMMED for operand in operands):
             flat = [
                 self.summed(x) if isinstance(x, Operand) and x.layout is not Layout.SAME else x for x in args

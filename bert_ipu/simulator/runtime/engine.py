@@ -83,7 +83,7 @@ class Executable:
             self.device,
             self.kernels,
             self.crossing,
-            self.plan.batcher(program, self.replication),
+            self.plan.batcher(program, self.replication, self.numerics),
             merges,
         )
         self.update: Update | None = None

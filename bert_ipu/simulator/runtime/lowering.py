@@ -15,12 +15,22 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
-from bert_ipu.simulator.runtime import exceptions, losses, operators, optimizer_ops, products
+from bert_ipu.simulator.runtime import (
+    exceptions,
+    half_convolutions,
+    half_partials,
+    losses,
+    operators,
+    optimizer_ops,
+    products,
+)
 from bert_ipu.simulator.runtime.custom import CUSTOM, custom_op_function
+from bert_ipu.simulator.runtime.half_partials import HalfPartials
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.rounding import round_half, round_half_stochastic
+from bert_ipu.simulator.runtime.settings import Products
 
 aten = torch.ops.aten
 
@@ -110,6 +120,10 @@ class Emitter:
             return function, [DRAWS, *args] if hasattr(function, "takes_draws") else args
         if target is ops.sgd0_var_update and self.kernels is not None:
             return optimizer_ops.sgd0_var_update_by_kernel, [*args, self.kernels]
+        if name in half_partials.MATMULS and self.sums_in_half(node, "matmul"):
+            return half_partials.MATMULS[name], [*self._half_partials(node), _tiles_of_depth(node), *args]
+        if name in half_convolutions.CONVOLUTIONS and self.sums_in_half(node, "convolution"):
+            return half_convolutions.CONVOLUTIONS[name], [*self._half_partials(node), *args]
         if name in _PRODUCTS and self.multiplies_halves(node):
             given = [*args, None] if name == "linear" and len(args) == 2 else args
             return (products.linear if name == "linear" else products.matmul), [*given, self.kernels]
@@ -122,8 +136,23 @@ class Emitter:
         """Whether a product may be taken of operands rounded to fp16."""
         return self.numerics.half_products and self.kernels is not None and _all_half(node)
 
+    def sums_in_half(self, node: fx.Node, products: Products) -> bool:
+        """Whether the partial sums of a product are rounded to fp16."""
+        default = torch.float16 if products in self.numerics.half_partials else torch.float32
+        asked = node.meta.get("partials", default) == torch.float16
+        return self.numerics.rounds and asked and _all_half(node)
+
+    def _half_partials(self, node: fx.Node) -> tuple[HalfPartials, Name | None]:
+        """How a node's partial sums are rounded, and what they draw for it."""
+        number = node.meta.get("number", 0) + half_partials.NUMBER
+        partials = HalfPartials(self.kernels, number, self.numerics.overflow)
+        return partials, DRAWS if self.numerics.stochastic else None
+
     def matmul(self, node: fx.Node, left: Name, right: Name) -> Name:
         """Emit a product of matrices, or of batches of them."""
+        if self.sums_in_half(node, "matmul"):
+            given = (*self._half_partials(node), _tiles_of_depth(node), left, right)
+            return self.code.emit(half_partials.matmul, *given, label=_label(node))
         if self.multiplies_halves(node):
             return self.code.emit(products.matmul, left, right, self.kernels, label=_label(node))
         return self.code.emit(torch.matmul, left, right, label=_label(node))
@@ -231,11 +260,27 @@ def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[...
     return run_branch
 
 
+def is_rounded(node: fx.Node) -> bool:
+    """Whether an operator has results that numerics "ipu" round to fp16."""
+    value = node.meta["val"]
+    leaves = value if isinstance(value, (tuple, list)) else (value,)
+    halves = any(isinstance(leaf, Tensor) and leaf.dtype == torch.float16 for leaf in leaves)
+    return halves and operators.operator_name(node.target) not in operators.EXACT
+
+
 def _all_half(node: fx.Node) -> bool:
     """Whether an operator reads fp16 tensors and no wider ones, so that its result is as narrow."""
     values = [read.meta["val"] for read in node.all_input_nodes]
     floats = [v for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point and v.dim() > 0]
     return bool(floats) and all(v.dtype == torch.float16 for v in floats)
+
+
+def _tiles_of_depth(node: fx.Node) -> int:
+    """Over how many tiles the device would divide the reduced dimension of a product of matrices."""
+    first = 1 if operators.operator_name(node.target) in half_partials.ADDED else 0
+    left, right = (read.meta["val"] for read in node.args[first : first + 2])  # type: ignore[union-attr]
+    right = right.t() if node.target is aten.linear.default else right
+    return half_partials.tiles_for(left.shape, right.shape)
 
 
 def _is_row_loss(node: fx.Node) -> bool:

@@ -45,6 +45,7 @@ SIGNATURES: dict[str, tuple[object, ...]] = {
     "add_rows_f32": (POINTER, POINTER, INT, INT, INT, POINTER),
     "half_products": (POINTER,),
     "half_matmul": (POINTER,),
+    "half_partials_matmul": (POINTER, FLOAT, *DRAW),
     "round_half": (POINTER, POINTER, INT, FLOAT),
     "round_half_stochastic": (POINTER, INT, INT, FLOAT, *DRAW),
 }

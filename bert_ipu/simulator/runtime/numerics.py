@@ -19,7 +19,7 @@ from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.products import has_half_products
 from bert_ipu.simulator.runtime.rounding import HALF_MAX
-from bert_ipu.simulator.runtime.settings import ExecutionSettings
+from bert_ipu.simulator.runtime.settings import ExecutionSettings, Products
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,8 @@ class Numerics:
     """What a finite value that is too large for fp16 becomes when it is rounded."""
     half_products: bool = False
     """Whether fp16 values, carried in float32, are multiplied in fp16."""
+    half_partials: frozenset[Products] = frozenset()
+    """Which products of fp16 values are summed in fp16, where an operator says nothing of its own."""
 
     @property
     def rounds(self) -> bool:
@@ -66,7 +68,8 @@ def choose_numerics(
     if mode == "ipu":
         saturates = params.half_overflow == "saturate" and not traps
         overflow = HALF_MAX if saturates else math.inf
-        return Numerics(mode, torch.float32, settings.stochastic_rounding, traps, overflow=overflow)
+        rounding, partials = settings.stochastic_rounding, settings.half_partials
+        return Numerics(mode, torch.float32, rounding, traps, overflow, half_partials=partials)
     if has_fast_bf16(device):
         return Numerics(mode, torch.bfloat16, traps=traps)
     half_products = kernels is not None and has_half_products(kernels)

@@ -95,11 +95,13 @@ class Plan:
             and all(is_outer(user) for user in node.users)
         ]
 
-    def batcher(self, program: Program, replication: Replication) -> Callable[[Emitter], Batcher] | None:
+    def batcher(
+        self, program: Program, replication: Replication, numerics: Numerics
+    ) -> Callable[[Emitter], Batcher] | None:
         """What lowers nodes for a chunk; None where micro-batches run one at a time."""
         if self.chunk == 1:
             return None
-        analysis = batching.analyse(program, replication)
+        analysis = batching.analyse(program, replication, numerics)
         return lambda emitter: Batcher(emitter, self.chunk, analysis, RULES, SUM_RULES)
 
 

@@ -71,11 +71,12 @@ def random_words(draws: Draws, op: int, elements: int, device: torch.device | No
 
 
 def words_in_torch(
-    draws: Draws, op: int, elements: int, device: torch.device | None, rounds: int = ROUNDS
-) -> Tensor:
-    """The same without a kernel."""
+    draws: Draws, op: int, elements: int, device: torch.device | None, rounds: int = ROUNDS,
+    first_group: int = 0,
+) -> Tensor:  # fmt: skip
+    """The same without a kernel, from a group of words on."""
     groups = -(-elements // GROUP)
-    blocks = torch.arange(groups * LANES, dtype=torch.int64, device=device)
+    blocks = torch.arange(groups * LANES, dtype=torch.int64, device=device) + first_group * LANES
     places = draws.places.to(device=device, dtype=torch.int64) & MASK
     key = [int(word) & MASK for word in draws.key]
     shape = (draws.streams, groups * LANES)

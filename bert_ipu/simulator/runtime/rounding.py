@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from bert_ipu.simulator.runtime.native import Kernels
-from bert_ipu.simulator.runtime.random import ROUNDING, ROUNDS_OF_ROUNDING, Draws, words_in_torch
+from bert_ipu.simulator.runtime.random import GROUP, ROUNDING, ROUNDS_OF_ROUNDING, Draws, words_in_torch
 
 HALF_MAX = 65504.0
 HALF_SMALLEST_NORMAL = 2.0**-14
+SPAN = 2 * GROUP
+"""Elements that one group of words rounds."""
 
 
 def round_half(x: Tensor, kernels: Kernels | None, overflow: float) -> Tensor:
@@ -51,7 +53,13 @@ def round_half_stochastic(x: Tensor, draws: Draws, op: int, overflow: float) -> 
 def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int, overflow: float) -> Tensor:
     """The same function as the kernel, element by element."""
     elements = x.numel() // draws.streams
-    random16 = _halves(draws, op | ROUNDING, elements, x.device).view(x.shape)
+    spans = halves_of_spans(draws, op | ROUNDING, range(-(-elements // SPAN)), x.device)
+    random16 = spans.reshape(draws.streams, -1)[:, :elements].reshape(x.shape)
+    return rounded_by(x, random16, overflow)
+
+
+def rounded_by(x: Tensor, random16: Tensor, overflow: float) -> Tensor:
+    """Each element rounded up or down by its 16 random bits."""
     magnitude = x.abs()
     bits = magnitude.view(torch.int32) + (random16 >> 3).to(torch.int32)
     normal = (bits & ~0x1FFF).view(torch.float32)
@@ -63,10 +71,8 @@ def _round_half_stochastic_in_torch(x: Tensor, draws: Draws, op: int, overflow: 
     return torch.where(x.isfinite(), torch.copysign(rounded, x), x)
 
 
-def _halves(draws: Draws, op: int, elements: int, device: torch.device) -> Tensor:
-    """[streams, elements]: of every 128 elements, the low halves of 64 words, then the high ones."""
-    spans = -(-elements // 128)
-    words = words_in_torch(draws, op, spans * 64, device, ROUNDS_OF_ROUNDING)
-    words = words.view(draws.streams, spans, 1, 64)
-    halves = torch.cat([words & 0xFFFF, words >> 16], dim=2)
-    return halves.reshape(draws.streams, spans * 128)[:, :elements]
+def halves_of_spans(draws: Draws, op: int, spans: range, device: torch.device) -> Tensor:
+    """[streams, spans, 128]: of the 64 words of each group, the low halves, then the high ones."""
+    words = words_in_torch(draws, op, len(spans) * GROUP, device, ROUNDS_OF_ROUNDING, spans.start)
+    words = words.view(draws.streams, len(spans), GROUP)
+    return torch.cat([words & 0xFFFF, words >> 16], dim=2)

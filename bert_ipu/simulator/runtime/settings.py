@@ -10,6 +10,7 @@ from torch import Tensor
 
 OutputMode = Literal["all", "final", "sum", "every_n"]
 Reduction = Literal["sum", "mean"]
+Products = Literal["matmul", "convolution"]
 
 AllReduce = Callable[[Sequence[Tensor]], None]
 """Sums contiguous tensors over the instances, in place."""
@@ -32,6 +33,8 @@ class ExecutionSettings:
     all_reduce: AllReduce | None = field(default=None, compare=False)
     """Required where `instances` is more than 1."""
     stochastic_rounding: bool = False
+    half_partials: frozenset[Products] = frozenset()
+    """Which products of fp16 values are summed in fp16, where an operator says nothing of its own."""
     float_exceptions: bool = False
     """Stop the run at the first overflow, division by zero or invalid operation."""
 

@@ -1,13 +1,10 @@
 // Rounding of float values to the nearest fp16 value, or stochastically to one
 // of its two neighbours. Finite values beyond its range become `overflow`;
 // infinity and NaN stay what they are.
-#include <immintrin.h>
-
 #include <cstdint>
 #include <cstring>
-#include <limits>
 
-#include "formats.hpp"
+#include "half_rounding.hpp"
 #include "philox.hpp"
 
 namespace bert_ipu {
@@ -15,42 +12,6 @@ namespace {
 
 constexpr int64_t kParallelFrom = 1 << 15;
 constexpr int kSpan = 2 * kGroup; // elements that one group of words rounds
-// Bits of non-negative floats are ordered as the floats are.
-constexpr uint32_t kHalfMax = 0x477FE000u;        // 65504
-constexpr uint32_t kSmallestNormal = 0x38800000u; // 2^-14
-constexpr uint32_t kInfinity = 0x7F800000u;
-
-// Sixteen elements side by side; a comparison gives all ones or zeros.
-typedef uint32_t Bits __attribute__((vector_size(64)));
-typedef int32_t Integers __attribute__((vector_size(64)));
-typedef float Floats __attribute__((vector_size(64)));
-
-inline Bits load_bits(const void *from) {
-  Bits bits;
-  std::memcpy(&bits, from, sizeof bits);
-  return bits;
-}
-
-// Round |value| down or up on the fp16 grid with a probability equal to the
-// distance, using 16 random bits. The grid is 2^-10 of the value's power of
-// two, and 2^-24 below 2^-14 (subnormal numbers).
-inline Bits round_stochastically(Bits bits, Bits random16, uint32_t overflow) {
-  const Bits size = bits & 0x7FFFFFFFu;
-  // Normal numbers: the low 13 bits are dropped; adding 13 random bits carries
-  // with the right probability.
-  const Bits normal = (size + (random16 >> 3)) & 0xFFFFE000u;
-  // Subnormal numbers: the same with 16 bits, in units of 2^-40.
-  const Bits small = size < kSmallestNormal ? size : Bits{};
-  const Integers carried =
-      (__builtin_convertvector(Floats(small) * 0x1p40f, Integers) +
-       Integers(0xFFFFu - random16)) >>
-      16;
-  const Floats subnormal = __builtin_convertvector(carried, Floats) * 0x1p-24f;
-  Bits rounded = size < kSmallestNormal ? Bits(subnormal) : normal;
-  rounded = rounded > kHalfMax ? Bits{} + overflow : rounded;
-  rounded = size >= kInfinity ? size : rounded; // infinity and NaN
-  return rounded | (bits & 0x80000000u);
-}
 
 // Whether every value is a normal fp16 number or zero, which no rounding
 // changes: then no random words are needed.
@@ -89,24 +50,6 @@ void round_span(float *values, uint32_t overflow, const Draw &draw,
   }
 }
 
-// Finite values are brought into [-limit, limit]. Of two operands min and max
-// give the second where one is NaN.
-inline __m256 clamp_finite(__m256 x, __m256 limit) {
-  const __m256 sign = _mm256_set1_ps(-0.0f);
-  const __m256 clamped =
-      _mm256_max_ps(_mm256_or_ps(limit, sign), _mm256_min_ps(limit, x));
-  const __m256 infinite = _mm256_cmp_ps(
-      _mm256_andnot_ps(sign, x),
-      _mm256_set1_ps(std::numeric_limits<float>::infinity()), _CMP_EQ_OQ);
-  return _mm256_blendv_ps(clamped, x, infinite);
-}
-
-inline void round_eight(const float *x, float *out, __m256 limit) {
-  const __m256 clamped = clamp_finite(_mm256_loadu_ps(x), limit);
-  _mm256_storeu_ps(out, _mm256_cvtph_ps(_mm256_cvtps_ph(
-                            clamped, _MM_FROUND_TO_NEAREST_INT)));
-}
-
 } // namespace
 } // namespace bert_ipu
 
@@ -116,17 +59,19 @@ extern "C" {
 
 void bert_ipu_round_half(const float *x, float *out, int64_t elements,
                          float overflow) {
-  const __m256 limit = _mm256_set1_ps(overflow);
-  const int64_t blocks = elements / 8, left = elements % 8;
+  const uint32_t limit = bits_of(overflow);
+  const int64_t whole = elements / kLanes, left = elements % kLanes;
 #pragma omp parallel for schedule(static) if (elements >= kParallelFrom)
-  for (int64_t block = 0; block < blocks; ++block)
-    round_eight(x + block * 8, out + block * 8, limit);
+  for (int64_t group = 0; group < whole; ++group) {
+    const Bits rounded = round_to_nearest(load_bits(x + group * kLanes), limit);
+    std::memcpy(out + group * kLanes, &rounded, sizeof rounded);
+  }
   if (left > 0) {
-    float padded[8] = {};
+    float padded[kLanes] = {};
     const size_t bytes = size_t(left) * sizeof(float);
-    std::memcpy(padded, x + blocks * 8, bytes);
-    round_eight(padded, padded, limit);
-    std::memcpy(out + blocks * 8, padded, bytes);
+    std::memcpy(padded, x + whole * kLanes, bytes);
+    const Bits rounded = round_to_nearest(load_bits(padded), limit);
+    std::memcpy(out + whole * kLanes, &rounded, bytes);
   }
 }
 
