@@ -35,9 +35,8 @@ from bert_ipu.simulator.graph.loss_scaling import AutomaticLossScaling, adapt_sc
 from bert_ipu.simulator.graph.losses import final_loss
 from bert_ipu.simulator.graph.optimizers import (
     LOSS_SCALING,
-    Attribute,
+    HyperParameter,
     OptimizerSpec,
-    Updates,
     add_updates,
     check_supported,
     scalar_values,
@@ -114,7 +113,7 @@ def compile_program(request: CompileRequest) -> Program:
     _add_anchors(program, request.anchors)
     if updates_weights:
         if request.loss_scaling is not None:
-            add_loss_scale_update(program, request.loss_scaling, request.reduction)
+            add_loss_scale_update(program, request.loss_scaling)
         run_patterns(program, "optimizer")
     program.prune()
     program.validate()
@@ -305,7 +304,7 @@ def _add_backward(request: CompileRequest, program: Program) -> dict[str, fx.Nod
 def _loss_gradient(request: CompileRequest, loss: fx.Node, backward: Backward) -> fx.Node:
     """What the backward pass starts from: ones, times the loss scaling."""
     value = loss.meta["val"]
-    scaling = Attribute(1.0) if request.optimizer is None else request.optimizer.loss_scaling
+    scaling = HyperParameter(1.0) if request.optimizer is None else request.optimizer.loss_scaling
     if scaling.constant:
         assert request.loss_scaling is None, "automatic loss scaling varies the loss scale"
         return backward.emit(aten.full.default, list(value.shape), scaling.value, dtype=value.dtype)
@@ -325,7 +324,7 @@ def _loss_scale_variable(program: Program, value: float) -> fx.Node:
 def _add_optimizer(request: CompileRequest, program: Program, gradients: Mapping[str, fx.Node]) -> None:
     assert request.optimizer is not None, "a program without an optimizer updates nothing"
     check_supported(request.optimizer)
-    add_updates(Updates(program, request.optimizer, request.reduction), gradients)
+    add_updates(program, request.optimizer, gradients)
     let_update_read_assigned(program)
 
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
 from bert_ipu.simulator.graph.ir import Reduction
-from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
+from bert_ipu.simulator.graph.optimizers import HyperParameter, OptimizerSpec
 
 LAYERS, HIDDEN, HEADS, VOCABULARY, SEQUENCE = 24, 1024, 16, 30522, 512
 
@@ -37,9 +37,9 @@ def test_bert_large_compiles_in_under_20_seconds() -> None:
     with FakeTensorMode():
         module = Encoder()
     values = {"learningRate": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-6, "weightDecay": 0.01}
-    group = {name: Attribute(value, name != "learningRate") for name, value in values.items()}
+    group = {name: HyperParameter(value, name != "learningRate") for name, value in values.items()}
     names = dict.fromkeys((name for name, _ in module.named_parameters()), 0)
-    spec = OptimizerSpec("LAMB", ({**group, "maxWeightNorm": Attribute(65500.0)},), names)
+    spec = OptimizerSpec("LAMB", ({**group, "maxWeightNorm": HyperParameter(65500.0)},), names)
     inputs = (torch.zeros(1, SEQUENCE, dtype=torch.int32),) * 2
     start = time.perf_counter()
     program = compile_program(

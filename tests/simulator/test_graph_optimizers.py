@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
 from bert_ipu.simulator.graph.ir import Reduction
-from bert_ipu.simulator.graph.optimizers import Attribute, OptimizerSpec
+from bert_ipu.simulator.graph.optimizers import HyperParameter, OptimizerSpec
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.engine import Executable
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
@@ -31,9 +31,9 @@ class Classifier(nn.Module):
         return F.cross_entropy(self.second(torch.tanh(self.first(x))), y)
 
 
-def attributes(**values: float) -> dict[str, Attribute]:
+def attributes(**values: float) -> dict[str, HyperParameter]:
     """Attributes of PopTorch's names; the learning rate is variable, as PopTorch's is."""
-    return {name: Attribute(value, name != "learningRate") for name, value in values.items()}
+    return {name: HyperParameter(value, name != "learningRate") for name, value in values.items()}
 
 
 def data(micro_batches: int) -> list[tuple[Tensor, Tensor]]:
@@ -76,7 +76,7 @@ def reference(
 def spec(kind: str, loss_scaling: float = 1.0, **values: Any) -> OptimizerSpec:
     own = {k: values.pop(k) for k in ("max_grad_norm", "tf_variant") if k in values}
     names = dict.fromkeys((name for name, _ in Classifier().named_parameters()), 0)
-    return OptimizerSpec(kind, (attributes(**values),), names, Attribute(loss_scaling), **own)
+    return OptimizerSpec(kind, (attributes(**values),), names, HyperParameter(loss_scaling), **own)
 
 
 SGD = {"learningRate": 0.1, "weightDecay": 0.02}

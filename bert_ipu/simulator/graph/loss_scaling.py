@@ -19,7 +19,7 @@ from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import Program, Reduction, Role, Variable
+from bert_ipu.simulator.graph.ir import Program, Role, Variable
 
 aten = torch.ops.aten
 
@@ -104,7 +104,7 @@ def adapt_scale(program: Program, scale: fx.Node) -> fx.Node:
     return final
 
 
-def add_loss_scale_update(program: Program, settings: AutomaticLossScaling, reduction: Reduction) -> None:
+def add_loss_scale_update(program: Program, settings: AutomaticLossScaling) -> None:
     """Append the counting of gradients and, after the weight update, that of the factor.
 
     Raises Error where no float16 gradient is computed.
@@ -117,7 +117,7 @@ def add_loss_scale_update(program: Program, settings: AutomaticLossScaling, redu
             "model.half(), or disable Options.Training.setAutomaticLossScaling."
         )
     with program.before(program.output):
-        _update_factor(program, settings, reduction, total)
+        _update_factor(program, settings, total)
 
 
 def _count(program: Program, settings: AutomaticLossScaling) -> Optional[fx.Node]:
@@ -170,9 +170,9 @@ def _all_half(value: object) -> bool:
     return all(leaf.dtype == torch.float16 for leaf in leaves if isinstance(leaf, torch.Tensor))
 
 
-def _update_factor(
-    program: Program, settings: AutomaticLossScaling, reduction: Reduction, total: fx.Node
-) -> None:
+def _update_factor(program: Program, settings: AutomaticLossScaling, total: fx.Node) -> None:
+    """Let the next weight update use another factor, by the counts of all micro-batches and replicas."""
+    reduction = program.reduction
     statistics = program.emit(aten._to_copy.default, total, meta=_NORMAL, dtype=torch.float32)
     accumulated = None
     if reduction.accumulation > 1:

@@ -22,9 +22,19 @@ aten = torch.ops.aten
 
 Scalar = Union[float, fx.Node]
 
-KINDS = frozenset(
-    {"SGD1", "SGD2", "ADAM", "ADAMW", "ADAMW_NO_BIAS", "LAMB", "LAMB_NO_BIAS", "RMSPROP", "RMSPROP_CENTERED"}
+KINDS = (
+    "SGD1",
+    "SGD2",
+    "ADAM",
+    "ADAMW",
+    "ADAMW_NO_BIAS",
+    "RMSPROP",
+    "RMSPROP_CENTERED",
+    "LAMB",
+    "LAMB_NO_BIAS",
 )
+"""PopTorch's kinds of optimizers. SGD1 keeps velocity and accumulator in one tensor (`use_combined_accum`), SGD2 has
+two."""
 _ADAM_MODES = {
     "ADAM": "adam",
     "ADAMW": "adam",
@@ -36,8 +46,8 @@ LOSS_SCALING = "lossScaling_FLOAT"
 
 
 @dataclass(frozen=True)
-class Attribute:
-    """One hyper-parameter: compiled in where constant, fed by the host before each run otherwise."""
+class HyperParameter:
+    """A value of an optimizer: compiled in where constant, fed by the host before each run otherwise."""
 
     value: float
     constant: bool = True
@@ -48,10 +58,10 @@ class OptimizerSpec:
     """An optimizer as the compiler needs it."""
 
     kind: str
-    groups: tuple[Mapping[str, Attribute], ...]
+    groups: tuple[Mapping[str, HyperParameter], ...]
     group_of: Mapping[str, int]
     """Group of each parameter to update, by the parameter's name."""
-    loss_scaling: Attribute = Attribute(1.0)
+    loss_scaling: HyperParameter = HyperParameter(1.0)
     accum_type: torch.dtype = torch.float32
     accl1_type: torch.dtype = torch.float32
     accl2_type: torch.dtype = torch.float32
@@ -60,7 +70,7 @@ class OptimizerSpec:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise ValueError(f"optimizer kind {self.kind!r} is none of {', '.join(sorted(KINDS))}")
+            raise ValueError(f"optimizer kind {self.kind!r} is none of {', '.join(KINDS)}")
 
     @staticmethod
     def from_description(described: Mapping[str, Any], group_of: Mapping[str, int]) -> OptimizerSpec:
@@ -71,9 +81,9 @@ class OptimizerSpec:
         first = "velocityAccumType" if "velocityAccumType" in described else "firstOrderMomentumAccumType"
         return OptimizerSpec(
             kind=described["optimizer_type"],
-            groups=tuple({k: Attribute(*v) for k, v in group.items()} for group in described["groups"]),
+            groups=tuple({k: HyperParameter(*v) for k, v in group.items()} for group in described["groups"]),
             group_of=dict(group_of),
-            loss_scaling=Attribute(*described["defaults"]["lossScaling"]),
+            loss_scaling=HyperParameter(*described["defaults"]["lossScaling"]),
             accum_type=_half_if(described.get("accumType")),
             accl1_type=_half_if(described.get(first)),
             accl2_type=_half_if(described.get("secondOrderMomentumAccumType")),
@@ -86,8 +96,8 @@ def _half_if(half: Optional[bool]) -> torch.dtype:
     return torch.float16 if half else torch.float32
 
 
-class _Values:
-    """Reads attributes for a formula and notes whether all of them are constant."""
+class _HyperParameters:
+    """Reads one group's hyper-parameters for a formula and notes whether all of them are constant."""
 
     def __init__(self, spec: OptimizerSpec, group: int, reduction: Reduction) -> None:
         self._spec, self._group = spec, group
@@ -97,7 +107,7 @@ class _Values:
     def __call__(self, name: str) -> float:
         if name == "velocityScaling" and self._spec.kind == "SGD2":
             return self("lossScaling")  # PopTorch ties them for the separate variant.
-        default = Attribute(1.0 if name == "velocityScaling" else 0.0)
+        default = HyperParameter(1.0 if name == "velocityScaling" else 0.0)
         found = (
             self._spec.loss_scaling
             if name == "lossScaling"
@@ -108,11 +118,16 @@ class _Values:
 
     @property
     def combined_replicas(self) -> float:
-        """PopART's `rf` of combined SGD: velocity is reduced over replicas, so it is kept scaled by them."""
+        """By how much combined SGD's velocity is larger than velocity, PopART's `rf`.
+
+        It is summed over the replicas as a whole: what gradients add to it differs between them, but momentum and
+        decay do not and count once for each replica.
+        """
         return float(self.reduction.replicas) if self.reduction.accumulation > 1 else 1.0
 
     @property
-    def combined_gradient(self) -> float:
+    def combined_gradient_factor(self) -> float:
+        """What combined SGD multiplies gradients by, so that their sum is larger by as much as the rest of velocity."""
         r = self.reduction
         divisor = r.accumulation if r.mean else 1
         if r.accumulation > 1:
@@ -120,11 +135,11 @@ class _Values:
         return (1.0 / r.replicas if r.mean else 1.0) / divisor
 
 
-def _undamped(h: _Values) -> float:
+def _undamped(h: _HyperParameters) -> float:
     return 1.0 - h("dampening")
 
 
-FORMULAS: dict[str, Callable[[_Values], float]] = {
+FORMULAS: dict[str, Callable[[_HyperParameters], float]] = {
     "lossScaling": lambda h: h("lossScaling"),
     "gradientScaling": lambda h: 1.0 / (h("lossScaling") * h.reduction.divisor),
     "scaledLearningRate0": lambda h: (
@@ -134,7 +149,7 @@ FORMULAS: dict[str, Callable[[_Values], float]] = {
     "scaledMomentum1": lambda h: h("momentum") / h.combined_replicas,
     "scaledLearningRate1": lambda h: h("learningRate") / (h("velocityScaling") * h.combined_replicas),
     "dampeningScaleFactor1": lambda h: (
-        _undamped(h) * h("velocityScaling") * h.combined_gradient / h("lossScaling")
+        _undamped(h) * h("velocityScaling") * h.combined_gradient_factor / h("lossScaling")
     ),
     "scaledWeightDecay1": lambda h: _undamped(h) * h("weightDecay") * h("velocityScaling"),
     "nesterovGradScaleFactor1": lambda h: h("velocityScaling") * h.combined_replicas,
@@ -154,34 +169,59 @@ FORMULAS: dict[str, Callable[[_Values], float]] = {
     "adaptiveAlpha": lambda h: h("alpha"),
     "adaptiveMomentum": lambda h: h("momentum"),
 }
-"""PopART's scalars, compound ones included, as functions of the attributes."""
+"""PopART's scalars, compound ones included, as functions of the hyper-parameters.
+
+The digit of a compound one is that of its SGD: 0 without momentum, else 1 or 2 as in `KINDS`.
+"""
 
 
 def scalar_values(
     spec: OptimizerSpec, reduction: Reduction, sources: Mapping[str, ScalarSource]
 ) -> dict[str, float]:
-    """New values of a program's SCALAR variables for an optimizer whose attributes changed."""
-    return {name: FORMULAS[s.formula](_Values(spec, s.group, reduction)) for name, s in sources.items()}
+    """New values of a program's SCALAR variables for an optimizer whose hyper-parameters changed."""
+    return {
+        name: FORMULAS[source.formula](_HyperParameters(spec, source.group, reduction))
+        for name, source in sources.items()
+    }
+
+
+def check_supported(spec: OptimizerSpec) -> None:
+    """Raises Error for an optimizer that PopART does not have."""
+    combined = spec.kind == "SGD1" and any("momentum" in g and g["momentum"].value for g in spec.groups)
+    if combined and math.isfinite(spec.max_grad_norm):
+        raise poptorch_error(
+            "max_grad_norm needs use_combined_accum=False: the combined variant has no gradient to clip."
+        )
+
+
+def add_updates(program: Program, spec: OptimizerSpec, gradients: Mapping[str, fx.Node]) -> None:
+    """Append the optimizer to a program that has its backward pass; weights outside its groups stay as they are."""
+    weights = {program.node_of(name): node for name, node in gradients.items() if name in spec.group_of}
+    with program.before(program.output):
+        _Updates(program, spec).add({w: gradient for w, gradient in weights.items() if w is not None})
 
 
 @dataclass
-class Updates:
+class _Updates:
     """Emits the optimizer's part of one program."""
 
     program: Program
     spec: OptimizerSpec
-    reduction: Reduction
     _accumulated: dict[fx.Node, fx.Node] = field(default_factory=dict)
     """The accumulators of this micro-batch loop, and their values after it."""
     _adapted: dict[str, fx.Node] = field(default_factory=dict)
     """Scalars divided by the factor of automatic loss scaling."""
 
+    @property
+    def reduction(self) -> Reduction:
+        return self.program.reduction
+
     def scalar(self, formula: str, weight: fx.Node) -> Scalar:
         """A weight's hyper-parameter: a number where it is constant, else a SCALAR variable of its own."""
         group = self._group(weight)
-        values = _Values(self.spec, group, self.reduction)
-        value = FORMULAS[formula](values)
-        if values.constant:
+        hyper_parameters = _HyperParameters(self.spec, group, self.reduction)
+        value = FORMULAS[formula](hyper_parameters)
+        if hyper_parameters.constant:
             return value
         specific = f"{formula}___specific___{weight.meta['variable']}"
         name = LOSS_SCALING if formula == "lossScaling" else specific
@@ -256,7 +296,7 @@ class Updates:
         return self.spec.group_of[weight.meta["variable"]]
 
     def _has_momentum(self, weight: fx.Node) -> bool:
-        momentum = self.spec.groups[self._group(weight)].get("momentum", Attribute(0.0))
+        momentum = self.spec.groups[self._group(weight)].get("momentum", HyperParameter(0.0))
         return not momentum.constant or momentum.value != 0
 
     def _is_combined(self, weight: fx.Node) -> bool:
@@ -335,7 +375,7 @@ class Updates:
         self.emit(ops.sgd0_var_update, weight, gradient, rate, decay, like=gradient)
 
     def _nesterov(self, weight: fx.Node) -> bool:
-        return bool(self.spec.groups[self._group(weight)].get("nesterov", Attribute(0.0)).value)
+        return bool(self.spec.groups[self._group(weight)].get("nesterov", HyperParameter(0.0)).value)
 
     def _sgd_separate(self, weight: fx.Node, gradient: fx.Node) -> None:
         velocity = self.state("Accl1", weight, self.spec.accl1_type)
@@ -365,7 +405,7 @@ class Updates:
     def _accumulate_velocity(self, weight: fx.Node, gradient: fx.Node) -> tuple[fx.Node, Optional[fx.Node]]:
         """Combined SGD: the velocity is the accumulator; with Nesterov, the gradients' sum too."""
         group = self._group(weight)
-        decay = FORMULAS["scaledWeightDecay1"](_Values(self.spec, group, self.reduction))
+        decay = FORMULAS["scaledWeightDecay1"](_HyperParameters(self.spec, group, self.reduction))
         name = weight.meta["variable"]
         velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=(name, decay))
         factor = self.scalar("dampeningScaleFactor1", weight)
@@ -458,25 +498,4 @@ class Updates:
             updater = self.emit(ops.accumulate, velocity, updater, factor, like=gradient, kind="decay_add")
         self.emit(
             ops.scaled_var_update, weight, updater, rate, 0.0, like=gradient, lr_in_updater=tf and momentum
-        )
-
-
-def add_updates(updates: Updates, gradients: Mapping[str, fx.Node]) -> None:
-    """Append the optimizer to a program that has its backward pass; weights outside its groups stay."""
-    program = updates.program
-    named = {
-        program.node_of(name): gradient
-        for name, gradient in gradients.items()
-        if name in updates.spec.group_of
-    }
-    with program.before(program.output):
-        updates.add({weight: gradient for weight, gradient in named.items() if weight is not None})
-
-
-def check_supported(spec: OptimizerSpec) -> None:
-    """Raises Error for an optimizer that PopART has not."""
-    combined = spec.kind == "SGD1" and any("momentum" in g and g["momentum"].value for g in spec.groups)
-    if combined and math.isfinite(spec.max_grad_norm):
-        raise poptorch_error(
-            "max_grad_norm needs use_combined_accum=False: the combined variant has no gradient to clip."
         )

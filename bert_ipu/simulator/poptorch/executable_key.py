@@ -18,9 +18,9 @@ from ..compiler import CompileRequest
 from ..executables.cache import Key
 from ..executables.dependencies import Texts
 from ..executables.fingerprint import Fingerprint, digest_of_file, module_state
-from ..graph.optimizers import Attribute, OptimizerSpec
+from ..graph.optimizers import HyperParameter, OptimizerSpec
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
-from .options import Attribute as AttributeContext
+from .options import Attribute
 
 if TYPE_CHECKING:
     from .compilation import Subject
@@ -29,7 +29,7 @@ FITTING = ("inputs", "settings", "parameters")
 """The parts that a program loaded from a file must have in common with the model it is loaded for."""
 
 _FED_BY_THE_HOST = ("learningRate", "lossScaling")
-"""Attributes that enter a program by variables only, where they are not constant."""
+"""Hyper-parameters that enter a program by variables only, where they are not constant."""
 
 
 def executable_key(subject: Subject, request: CompileRequest) -> Key:
@@ -90,7 +90,7 @@ def _settings(request: CompileRequest) -> Texts:
         "patterns": str(request.patterns),
         "default dtype": str(torch.get_default_dtype()),
         "autocast": str(torch.is_autocast_enabled("cpu")),
-        "attributes": str(AttributeContext._current_attrs),
+        "attributes": str(Attribute._current_attrs),
     }
     found.update({f"replica groups of {name}": str(groups) for name, groups in request.groups.items()})
     found.update({f"anchor {anchor.short_name}": str(anchor) for anchor in request.anchors})
@@ -103,18 +103,19 @@ def _optimizer(spec: OptimizerSpec) -> Iterator[tuple[str, str]]:
     own = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
     groups, group_of, scaling = own.pop("groups"), own.pop("group_of"), own.pop("loss_scaling")
     yield from ((f"optimizer.{name}", str(value)) for name, value in own.items())
-    yield "optimizer.lossScaling", _attribute("lossScaling", scaling)
+    yield "optimizer.lossScaling", _hyper_parameter("lossScaling", scaling)
     for index, group in enumerate(groups):
         yield from (
-            (f"optimizer.groups[{index}].{name}", _attribute(name, value)) for name, value in group.items()
+            (f"optimizer.groups[{index}].{name}", _hyper_parameter(name, value))
+            for name, value in group.items()
         )
     yield from ((f"optimizer's group of {name}", str(index)) for name, index in group_of.items())
 
 
-def _attribute(name: str, attribute: Attribute) -> str:
-    if name in _FED_BY_THE_HOST and not attribute.constant:
+def _hyper_parameter(name: str, given: HyperParameter) -> str:
+    if name in _FED_BY_THE_HOST and not given.constant:
         return "variable"
-    return f"{float(attribute.value)} ({'constant' if attribute.constant else 'variable'})"
+    return f"{float(given.value)} ({'constant' if given.constant else 'variable'})"
 
 
 def _parameters(module: torch.nn.Module) -> Texts:

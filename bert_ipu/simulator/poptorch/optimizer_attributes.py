@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import poptorch_error
+from ..graph.optimizers import KINDS
 from . import enums, optim
 from ._logging import logger
 from .options import Options
@@ -22,17 +23,6 @@ _CLASSES: list[tuple[type, type, str]] = [
     (torch.optim.RMSprop, optim.RMSprop, "RMSPROP"),
     (optim.LAMB, optim.LAMB, "LAMB"),
 ]
-KINDS = (
-    "SGD1",
-    "SGD2",
-    "ADAM",
-    "ADAMW",
-    "ADAMW_NO_BIAS",
-    "RMSPROP",
-    "RMSPROP_CENTERED",
-    "LAMB",
-    "LAMB_NO_BIAS",
-)
 
 # An attribute left at this value is compiled in, where the optimizer does not say what is variable.
 _CONSTANT_AT: dict[str, float] = {
