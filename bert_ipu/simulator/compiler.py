@@ -41,7 +41,7 @@ from bert_ipu.simulator.graph.optimizers import (
     check_supported,
     scalar_values,
 )
-from bert_ipu.simulator.graph.tensor_names import named_tensors
+from bert_ipu.simulator.graph.tensor_names import tensors_by_name
 from bert_ipu.simulator.graph.writes import assign_at_end, let_update_read_assigned, run_updates_last
 
 aten = torch.ops.aten
@@ -120,6 +120,13 @@ def compile_program(request: CompileRequest) -> Program:
     return program
 
 
+def parameters_and_buffers(model: Any) -> dict[str, torch.Tensor]:
+    """A module's parameters and buffers by name, shared ones once, under their first; none for a function."""
+    if not isinstance(model, torch.nn.Module):
+        return {}
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
+
+
 def optimizer_scalars(program: Program, described: Mapping[str, Any]) -> dict[str, float]:
     """Values of a program's SCALAR variables for PopTorch's description of an optimizer."""
     spec = OptimizerSpec.from_description(described, {})
@@ -155,7 +162,7 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
     """Enter the forward; returns the variables it wrote, with their new values."""
     modules = {id(module): name for name, module in request.module.named_modules()}
     capture = Capture(program, modules, request.strided_channel_groups)
-    named = _named_tensors(request.module)
+    named = parameters_and_buffers(request.module)
     capture.declare(_variable(name, tensor, request) for name, tensor in named.items())
     args = _inputs(request, program, capture)
     slots = list(_slots(request.module))
@@ -168,11 +175,6 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
         raise poptorch_error(replaced)
     _add_results(program, capture, results)
     return list(capture.variables_written())
-
-
-def _named_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers by name; shared ones once, under their first name."""
-    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
 
 def _variable(name: str, tensor: torch.Tensor, request: CompileRequest) -> Variable:
@@ -330,7 +332,7 @@ def _add_optimizer(request: CompileRequest, program: Program, gradients: Mapping
 
 def _add_anchors(program: Program, anchors: tuple[Anchor, ...]) -> None:
     results = list(program.results())
-    named = named_tensors(program) if anchors else {}
+    named = tensors_by_name(program) if anchors else {}
     for anchor in anchors:
         node = named.get(anchor.tensor_name)
         if node is None:

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from bert_ipu.simulator.graph.ir import Program, Role, mutated
 
 
-def named_tensors(program: Program) -> dict[str, fx.Node]:
+def tensors_by_name(program: Program) -> dict[str, fx.Node]:
     """Every tensor of the program by its name; a variable's first and last values of an update have one each."""
     named: dict[str, fx.Node] = {}
     for node in program.placeholders():

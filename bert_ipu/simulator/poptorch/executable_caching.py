@@ -8,9 +8,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from ..compiler import CompileRequest
+from ..compiler import CompileRequest, parameters_and_buffers
 from ..errors import poptorch_error
 from ..executables.cache import ExecutableCache, Found, Key
 from ..executables.container import UnusableFile
@@ -19,11 +18,9 @@ from ..executables.fingerprint import NoFingerprint
 from ..executables.serialization import NotSerializable
 from ._logging import logger
 from .captured_program import CapturedProgram, read_captured, write_captured
+from .compile_request import Subject
 from .executable_key import executable_key, forward_changes
 from .options import Options
-
-if TYPE_CHECKING:
-    from .compilation import Subject
 
 Watching = Callable[[], AbstractContextManager[None]]
 Compile = Callable[[Watching], CapturedProgram]
@@ -69,10 +66,7 @@ class _Entry:
         if found.contents is None:
             self._say(found)
             return None
-        named = {
-            **dict(self._request.module.named_parameters()),
-            **dict(self._request.module.named_buffers()),
-        }
+        named = parameters_and_buffers(self._request.module)
         try:
             captured = read_captured(found.contents, named, self._subject.optimizer_description)
         except UnusableFile as error:

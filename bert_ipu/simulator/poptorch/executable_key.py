@@ -10,7 +10,6 @@ import sys
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,10 +19,8 @@ from ..executables.dependencies import Texts
 from ..executables.fingerprint import Fingerprint, digest_of_file, module_state
 from ..graph.optimizers import HyperParameter, OptimizerSpec
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
+from .compile_request import Subject
 from .options import Attribute
-
-if TYPE_CHECKING:
-    from .compilation import Subject
 
 FITTING = ("inputs", "settings", "parameters")
 """The parts that a program loaded from a file must have in common with the model it is loaded for."""

@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
+from ..compiler import parameters_and_buffers
 from ..errors import poptorch_error
 from ..graph.ir import PatternChange
 from . import compilation, export, latency, profiling, wrapping
 from ._logging import logger
 from .arguments import ArgumentParser, Arguments
 from .captured_program import CapturedProgram, is_placeholder
+from .compile_request import Subject
 from .enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
 from .optim import SGD, Optimizer
 from .optimizer_attributes import AttributeTracker, check_replacement, describe
@@ -130,7 +132,7 @@ class PoplarExecutor:
         session = self._compiled()
         self._dirty_host_weights = False
         with self._profiling.tracepoint("copyWeightsToHost"):
-            session.read_weights(compilation.named_tensors(self._model))
+            session.read_weights(parameters_and_buffers(self._model))
         self._host_weights_version += 1
 
     def copyWeightsToDevice(self) -> None:
@@ -139,7 +141,7 @@ class PoplarExecutor:
         self._dirty_host_weights = False
         self._fetch_optimizer_state()
         with self._profiling.tracepoint("copyWeightsToDevice"):
-            session.write_weights(compilation.named_tensors(self._model))
+            session.write_weights(parameters_and_buffers(self._model))
 
     def copyNamedBuffersToDevice(self) -> None:
         """Copy the buffers that `Options.updatableNamedBuffers` names to the device."""
@@ -217,8 +219,8 @@ class PoplarExecutor:
             compiled = compilation.compile_model(self._subject(inputs))
         self._install(compiled, inputs)
 
-    def _subject(self, inputs: Arguments) -> compilation.Subject:
-        return compilation.Subject(
+    def _subject(self, inputs: Arguments) -> Subject:
+        return Subject(
             model=self._model,
             inputs=inputs.map(self._narrow_tensor),
             training=self._training,

@@ -12,7 +12,7 @@ import torch
 from ..compiler import optimizer_scalars
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph.ir import Program, Role
-from ..graph.tensor_names import named_tensors
+from ..graph.tensor_names import tensors_by_name
 from ..popart import SyntheticDataMode
 from ..runtime.engine import Executable
 from . import devices, optimizer_attributes
@@ -224,7 +224,7 @@ class Session:
 
     def tensor_names(self) -> list[str]:
         """Names of the program's tensors."""
-        return list(named_tensors(self.program))
+        return list(tensors_by_name(self.program))
 
     def popart_ir(self) -> str:
         """The program as text."""
