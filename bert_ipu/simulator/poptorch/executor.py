@@ -257,21 +257,18 @@ class PoplarExecutor:
         options = self._options
         if tensor.requires_grad:
             logger.warning(
-                "Input tensor has requires_grad=True set. It will be detached: no gradient goes through "
-                "inputs."
+                "Input tensor has requires_grad=True set. It will be detached: no gradient goes through inputs."
             )
             tensor = tensor.detach()
         groups = options.replication_factor // options.input_group_size
         micro_batches = options.device_iterations * groups * options.Training.gradient_accumulation
         rows = tensor.shape[0] if tensor.dim() else 1
         assert rows % micro_batches == 0, (
-            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({rows}) must be "
-            "a multiple "
-            f"of Options.deviceIterations({options.device_iterations}) * "
+            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({rows}) must be a multiple of "
+            f"Options.deviceIterations({options.device_iterations}) * "
             f"(Options.replicationFactor({options.replication_factor}) / "
             f"Options.inputReplicaGrouping.input_group_size({options.input_group_size})) * "
-            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = "
-            f"{micro_batches} "
+            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = {micro_batches} "
             "because it is divided among them."
         )
         return tensor if not tensor.dim() else tensor.narrow(0, 0, rows // micro_batches)
@@ -299,7 +296,21 @@ class PoplarExecutor:
     def save(self, filename: str, export_model: bool = True, save_rng_state: bool = True) -> None:
         """Write the executable to a file, with the model (for `poptorch.load`) if `export_model`."""
         self._compiled()
-        export.save(self, filename, export_model, save_rng_state)
+        assert self._captured is not None and self._executable_inputs is not None, "the model is compiled"
+        saved = export.Saved(
+            version=self._poptorch_version,
+            captured=self._captured,
+            subject=self._subject(self._executable_inputs),
+            inputs=self._executable_inputs,
+            model=self._saved_model() if export_model else None,
+            rng_state=self.rng_state if save_rng_state else None,
+        )
+        export.save(filename, saved)
+
+    def _saved_model(self) -> export.SavedModel:
+        optimizer = self._optimizer
+        state = None if optimizer is None else optimizer.state_dict()
+        return export.SavedModel(self._training, self._options, self.model, optimizer, state)
 
     def compileAndExport(self, filename: str, *args: Any, export_model: bool = True, **kwargs: Any) -> None:
         """`compile`, then `save`."""
@@ -518,8 +529,7 @@ def _own_options(options: Options | None, training: bool) -> Options:
         own.outputMode(OutputMode.Final if training else OutputMode.All)
     if not training and own.Training.gradient_accumulation != 1:
         message = (
-            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its "
-            "default value (1) "
+            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
             "when running a poptorch.inferenceModel()."
         )
         strategy = own._execution_strategy
@@ -549,10 +559,8 @@ def _check_counts(options: Options) -> None:
 
 def _refuse_backward(*_: Any, **__: Any) -> None:
     raise poptorch_error(
-        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a "
-        "trainingModel, the "
-        "backwards pass is performed automatically when invoking the model. If you're using an "
-        "inferenceModel, you "
+        "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a trainingModel, the "
+        "backwards pass is performed automatically when invoking the model. If you're using an inferenceModel, you "
         "should use a trainingModel instead."
     )
 

@@ -11,7 +11,7 @@ import os
 import pickle
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -24,12 +24,10 @@ from ..executables.structures import read_structure, write_structure
 from . import compilation, wrapping
 from ._logging import logger
 from .arguments import Arguments
-from .captured_program import write_captured
+from .captured_program import CapturedProgram, write_captured
+from .compile_request import Subject
 from .enums import ConnectionType
 from .options import Options
-
-if TYPE_CHECKING:
-    from .executor import PoplarExecutor
 
 
 @dataclass
@@ -43,8 +41,22 @@ class SavedModel:
     optimizer_state: dict[str, Any] | None
 
 
-def save(executor: PoplarExecutor, filename: str, export_model: bool, save_rng_state: bool) -> None:
-    """Write an executor's executable; a folder gets a file `model.poptorch`."""
+@dataclass(frozen=True)
+class Saved:
+    """All that goes into a file."""
+
+    version: str
+    captured: CapturedProgram
+    subject: Subject
+    """What the program was compiled from; a file is only loaded for a model that fits it."""
+    inputs: Arguments
+    """Those of the call that compiled the program."""
+    model: SavedModel | None
+    rng_state: list[int] | None
+
+
+def save(filename: str, saved: Saved) -> None:
+    """Write a file; a folder gets a file `model.poptorch`."""
     if os.path.isdir(filename):
         folder, filename = filename, os.path.join(filename, "model.poptorch")
         logger.warning("save(): %s is a directory, saving model to %s", folder, filename)
@@ -53,35 +65,26 @@ def save(executor: PoplarExecutor, filename: str, export_model: bool, save_rng_s
         f"Destination folder {folder} is not a directory"
     )
     os.makedirs(folder, exist_ok=True)
-    contents = _program(executor)
-    contents.headers["version"] = executor._poptorch_version
-    inputs = executor._executable_inputs
-    assert inputs is not None, "a compiled model knows its inputs"
-    contents.documents.update(_inputs_document(inputs))
-    if export_model:
-        contents.documents["model"] = pickle.dumps(_saved_model(executor), protocol=4)
-    if save_rng_state:
-        contents.headers["rng_state"] = json.dumps(executor.rng_state)
+    contents = _program(saved)
+    contents.headers["version"] = saved.version
+    contents.documents.update(_inputs_document(saved.inputs))
+    if saved.model is not None:
+        contents.documents["model"] = pickle.dumps(saved.model, protocol=4)
+    if saved.rng_state is not None:
+        contents.headers["rng_state"] = json.dumps(saved.rng_state)
     container.write(Path(filename), contents)
 
 
-def _program(executor: PoplarExecutor) -> Contents:
+def _program(saved: Saved) -> Contents:
     """The compiled program and what it fits; neither, where it holds what no file can."""
-    assert executor._captured is not None and executor._executable_inputs is not None, "the model is compiled"
     try:
-        contents = write_captured(executor._captured)
-        key = compilation.key_for_loading(executor._subject(executor._executable_inputs))
+        contents = write_captured(saved.captured)
+        key = compilation.key_for_loading(saved.subject)
     except (NotSerializable, NoFingerprint) as error:
         logger.warning("save(): the model will be compiled again when it is loaded: %s", error)
         return Contents({}, {})
     contents.headers["key"] = json.dumps(key)
     return contents
-
-
-def _saved_model(executor: PoplarExecutor) -> SavedModel:
-    optimizer = executor._optimizer
-    state = None if optimizer is None else optimizer.state_dict()
-    return SavedModel(executor._training, executor._options, executor.model, optimizer, state)
 
 
 def _inputs_document(inputs: Arguments) -> dict[str, bytes]:
@@ -122,8 +125,7 @@ def inputs_of(contents: Contents) -> Arguments:
 def saved_model(contents: Contents, filename: str) -> SavedModel:
     """What `load` needs, ready for a device. Raises AssertionError where a file was saved without the model."""
     assert "model" in contents.documents, (
-        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you "
-        "need to "
+        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you need to "
         "re-create the PopTorch model using poptorch.inferenceModel or poptorch.trainingModel then call "
         f'poptorch_model.loadExecutable("{filename}").'
     )

@@ -25,7 +25,7 @@ def trainingModel(
     Raises RuntimeError for a model that another training model has wrapped.
     """
     if isinstance(model, PoplarExecutor):
-        model = model._user_model
+        model = model.model
     if wrapping.isWrapped(model):
         raise RuntimeError(
             "Model has already been wrapped in 'poptorch.trainingModel'. "
@@ -44,7 +44,7 @@ def trainingModel(
 def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor:
     """A model whose forward runs on the IPU when called."""
     if isinstance(model, PoplarExecutor):
-        model = model._user_model
+        model = model.model
     return PoplarExecutor(model=copy.copy(model), options=options, training=False, poptorch_version=VERSION)
 
 
