@@ -44,6 +44,7 @@ class _Command(enum.Enum):
 class _Ring:
     """`size` slots of tensors in shared memory, filled and emptied in turn by two processes.
 
+    `indices_mem` says which slots are full; it has the name by which PopTorch's own tests look at it.
     `rows` of a full slot says how many rows are real (`_ALL_ROWS`), or that an epoch ends here (`_END`).
     """
 
@@ -394,14 +395,12 @@ class AsynchronousDataAccessor:
         self._worker: _Worker | None = None
         if getattr(dataset, "_accessor", None) is not None:
             raise poptorch_error(
-                "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the "
-                "existing one "
+                "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the existing one "
                 "or set mode='poptorch.DataLoaderMode.Sync' in the DataLoader."
             )
         if getattr(dataset, "leaves_incomplete_batch", False) and rebatched_size is None:
             raise AssertionError(
-                "The 'drop_last=False' option from the DataLoader only works if 'rebatched_size' is "
-                "specified too."
+                "The 'drop_last=False' option from the DataLoader only works if 'rebatched_size' is specified too."
             )
         assert rebatched_size is None or rebatched_size > 1, "rebatched_size must be None or greater than 1"
         self._dataset = dataset

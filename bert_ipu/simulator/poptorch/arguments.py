@@ -191,8 +191,7 @@ class ArgumentParser:
         """Say once per compilation that dicts among the inputs are only partly supported."""
         if any(_holds_dict(value) for value in (*parsed.args, *parsed.kwargs.values())):
             logger.warning(
-                "Dicts as inputs only have partial support: only literal keys can be accessed. Consider "
-                "tuples."
+                "Dicts as inputs only have partial support: only literal keys can be accessed. Consider tuples."
             )
 
 

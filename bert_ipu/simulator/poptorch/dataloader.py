@@ -174,8 +174,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         )
         if num_workers > 1 and "worker_init_fn" not in kwargs:
             logger.warning(
-                "IterableDataset used with num_workers=%d but no worker_init_fn specified: every element "
-                "comes "
+                "IterableDataset used with num_workers=%d but no worker_init_fn specified: every element comes "
                 "%d times, once from each worker (see torch.utils.data.IterableDataset)",
                 num_workers,
                 num_workers,
@@ -191,8 +190,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 )
             elif batches % self._batches_to_combine:
                 logger.warning(
-                    "The number of batches of the batch sampler (%d) is not divisible by the number of "
-                    "batches "
+                    "The number of batches of the batch sampler (%d) is not divisible by the number of batches "
                     "processed per step (%d): the last tensor will have a batch size of %d, %s",
                     batches,
                     self._batches_to_combine,

@@ -37,8 +37,7 @@ def check_blocks(program: Program) -> None:
         if node.meta.get("ipu") == NO_BLOCK.ipu and node.meta.get("pass") == "forward":
             raise _error(
                 "No active Block, all the ops must belong to a Block: "
-                f"{node.target} ({node.meta.get('source')}) comes after one has ended and before another "
-                "begins."
+                f"{node.target} ({node.meta.get('source')}) comes after one has ended and before another begins."
             )
 
 
@@ -78,8 +77,7 @@ def check_pipeline(program: Program, options: Options) -> None:
     if not program.training:
         if options.device_iterations < forward:
             raise _error(
-                "poptorch.Options().deviceIterations must be greater than or equal to the number of "
-                "pipeline stages "
+                "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
                 f"({forward}) when using PopTorch.PipelinedExecution. It is {options.device_iterations}."
             )
         return
@@ -88,10 +86,8 @@ def check_pipeline(program: Program, options: Options) -> None:
     if accumulation < stages:
         raise _error(
             "poptorch.Options().Training.gradientAccumulation must be greater than or equal to the number of "
-            f"pipeline stages ({stages}) when using poptorch.PipelinedExecution. Please note that a model "
-            "with "
-            f"{forward} pipeline stages in PopTorch will have an additional {forward - 1} stages when "
-            "training. "
+            f"pipeline stages ({stages}) when using poptorch.PipelinedExecution. Please note that a model with "
+            f"{forward} pipeline stages in PopTorch will have an additional {forward - 1} stages when training. "
             f"It is {accumulation}."
         )
 
@@ -118,8 +114,7 @@ def reserved_ipus(program: Program, options: Options) -> int:
     needed: int = (max(forward_ipus(program)) + 1) * options.replication_factor
     if needed > MAX_IPUS:
         raise _error(
-            f"The model specifies the use of {needed} IPUs; a process can have at most {MAX_IPUS}. Use "
-            "fewer stages "
+            f"The model specifies the use of {needed} IPUs; a process can have at most {MAX_IPUS}. Use fewer stages "
             "or replicas, or several instances with poprun."
         )
     if not _is_device(options):
@@ -129,15 +124,12 @@ def reserved_ipus(program: Program, options: Options) -> int:
         why = ", because PopTorch must reserve a power of 2 or maximum of 64 IPUs per process"
         if not options.auto_round_num_ipus:
             raise _error(
-                f"The model specifies the use of {needed} IPUs, however PopTorch must reserve a minimum "
-                f"of {reserved} "
-                f"in order to allow the model to run{why}. Please reconfigure your model to use a "
-                "different number of "
+                f"The model specifies the use of {needed} IPUs, however PopTorch must reserve a minimum of {reserved} "
+                f"in order to allow the model to run{why}. Please reconfigure your model to use a different number of "
                 "IPUs or set poptorch.Options().autoRoundNumIPUs(True)."
             )
         compiler_logger.warning(
-            "Reserving %d IPUs when the model specifies the use of only %d%s. %d will be reserved but not "
-            "used.",
+            "Reserving %d IPUs when the model specifies the use of only %d%s. %d will be reserved but not used.",
             reserved,
             needed,
             why,
@@ -161,8 +153,7 @@ class DevicePool:
         else:
             if ipu_id in self.taken:
                 raise _error(
-                    f"Failed to acquire device Id {ipu_id}: another model of this process is attached to "
-                    "it. Call "
+                    f"Failed to acquire device Id {ipu_id}: another model of this process is attached to it. Call "
                     "its detachFromDevice() or destroy(), or leave the choice of the device to PopTorch."
                 )
             self.taken.add(ipu_id)

@@ -156,8 +156,7 @@ class Options(OptionsDict):
             exec(compile(calls, filepath, "exec"), {}, {"poptorch": poptorch, "options": self})
         except SyntaxError as error:
             raise ConfigFileError(
-                f"SyntaxError at line {error.lineno} of {os.path.basename(filepath)}: {error.msg}\n> "
-                f"{error.text}"
+                f"SyntaxError at line {error.lineno} of {os.path.basename(filepath)}: {error.msg}\n> {error.text}"
             ) from error
         return self
 
