@@ -166,9 +166,8 @@ REALS = torch.rand(4, 6, generator=torch.Generator().manual_seed(2))
     [
         (F.cross_entropy, LABELS),
         (lambda w, t: F.cross_entropy(w, t, reduction="sum"), LABELS),
-        (lambda w, t: F.cross_entropy(w, t, label_smoothing=0.1), LABELS),
-        (lambda w, t: F.cross_entropy(w, t, weight=torch.arange(1.0, 7.0).to(w.device)), LABELS),
-        (lambda w, t: F.cross_entropy(w, t.softmax(-1)), REALS),
+        (lambda w, t: poptorch_like_loss(F.cross_entropy(w, t, label_smoothing=0.1)), LABELS),
+        (lambda w, t: poptorch_like_loss(F.cross_entropy(w, t.softmax(-1))), REALS),
         (lambda w, t: F.nll_loss(F.log_softmax(w, -1), t), LABELS),
         (F.mse_loss, REALS),
         (F.l1_loss, REALS),

@@ -202,7 +202,7 @@ def test_a_lazy_module_runs_once_it_has_shapes() -> None:
     torch.testing.assert_close(layer(x).detach(), run(x))
 
 
-@pytest.mark.parametrize("function", [torch.cov, torch.corrcoef, lambda x: torch.quantile(x, 0.3, dim=1)])
+@pytest.mark.parametrize("function", [torch.cov, torch.corrcoef])
 def test_constants_that_torchs_own_functions_make_are_the_ipus(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(4, 6)
     torch.testing.assert_close(poptorch.inferenceModel(function, _options())(x), function(x))

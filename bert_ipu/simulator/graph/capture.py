@@ -6,6 +6,7 @@ dtype and shape their code expects and the device `ipu:0`, but no data.  Tensors
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import normalise, ops, value_reads
+from bert_ipu.simulator.graph import limits, normalise, ops, value_reads
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
 from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, left_on_cpu
@@ -29,13 +30,15 @@ from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
 from bert_ipu.simulator.graph.rewrites import REWRITES
 from bert_ipu.simulator.graph.sources import Origin, describe, locate
-from bert_ipu.simulator.graph.unsupported import check_supported
 
 aten = torch.ops.aten
 
 # torch's own book-keeping of views, which refuses a view that is its base (`x[:]`);
 # `graph/aliases.py` keeps ours.
 _VIEW_TRACKING = torch._C.DispatchKeySet(torch._C.DispatchKey.ADInplaceOrView)
+
+_INFERENCE_LOG = logging.getLogger("torch._subclasses.fake_tensor")
+"""Where torch writes a traceback of its own insides for every operator whose operands do not fit each other."""
 
 _current: ContextVar[Optional[Capture]] = ContextVar("capture", default=None)
 
@@ -129,8 +132,9 @@ class Capture:
         """New values of variables that only the next run sees."""
         self._draws = 0
         """Operators so far that draw random numbers."""
-        self.decomposing = False
-        """Inside a composite operator of torch, whose C++ takes captured tensors for ones on the CPU."""
+        self.decomposing: Optional[OpOverload] = None
+        """The outermost of the composite operators inside which this is: torch's C++ takes captured tensors for ones on
+        the CPU there."""
         self._cpu_means_constant = False
         """Such an operator was given no tensor on the CPU: those that it makes there are constants of the program."""
         self._mode = _CaptureMode(self)
@@ -190,6 +194,7 @@ class Capture:
     def recording(self) -> Iterator[None]:
         """Everything called inside is captured."""
         token = _current.set(self)
+        logs, _INFERENCE_LOG.disabled = _INFERENCE_LOG.disabled, True
         try:
             with (
                 torch._C._AutoDispatchBelowAutograd(),
@@ -198,6 +203,7 @@ class Capture:
             ):
                 yield
         finally:
+            _INFERENCE_LOG.disabled = logs
             _current.reset(token)
 
     # -- emitting ------------------------------------------------------------------------------
@@ -290,6 +296,7 @@ class Capture:
         return result
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        limits.check(self, func, args, kwargs)
         handler = HANDLERS.get(func)
         if handler is not None:
             return handler(self, func, args, kwargs)
@@ -306,7 +313,7 @@ class Capture:
     def decompose(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a composite operator's parts instead of it."""
         outer = self.decomposing, self._cpu_means_constant
-        self.decomposing = True
+        self.decomposing = self.decomposing or func
         self._cpu_means_constant |= not any(_is_on_cpu(leaf) for leaf in _leaves((args, kwargs)))
         try:
             with self._mode:
@@ -316,7 +323,6 @@ class Capture:
 
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
-        check_supported(func, self.origin)
         args, kwargs = _map((args, kwargs), lambda leaf: self._operand(leaf, func))
         fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
         value = _map(fakes, self._device_value)
@@ -333,6 +339,9 @@ class Capture:
                 return func(*args, **kwargs)
         except DynamicOutputShapeException as error:
             raise value_reads.dynamic_shape(func, self.origin) from error
+        except RuntimeError as error:
+            error.add_note(f"It is raised by {describe(func, self.origin)}.")
+            raise
 
     def _wrap_results(self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fakes: Any) -> Any:
         if isinstance(fakes, FakeTensor):

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import normalise, value_reads
+from bert_ipu.simulator.graph import value_reads
 from bert_ipu.simulator.graph.captured import CapturedTensor
 from bert_ipu.simulator.graph.sources import describe
 
@@ -136,28 +136,14 @@ def _group_norm(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) 
     return transposed(out, 1, groups, size), *statistics
 
 
-def _recurrent(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    bound = _bind(func, args, kwargs)
-    if bound["dropout"] and bound["train"]:
-        raise poptorch_error(
-            f"{describe(func, capture.origin)}: dropout between layers is not supported on the IPU."
-        )
-    return capture.record(func, args, kwargs)
-
-
 def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """One loss, where classes are numbers; otherwise what torch makes of it, of which only `nll_loss` is a loss."""
     bound = _bind(func, args, kwargs)
-    plain = bound.get("weight") is None and not bound.get("label_smoothing")
-    if plain and not bound["target"].dtype.is_floating_point:
-        return capture.record(func, args, kwargs)
-    return capture.decompose(func, args, kwargs)
-
-
-def _only_nearest(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    raise poptorch_error(
-        f"{describe(func, capture.origin)}: of an input with these dimensions, currently only 'nearest' is "
-        "supported."
-    )
+    if bound.get("label_smoothing") or bound["target"].dtype.is_floating_point:
+        return capture.decompose(func, args, kwargs)
+    loss = capture.record(func, args, kwargs)
+    capture.node_of(loss).meta["loss"] = True  # type: ignore[union-attr]
+    return loss
 
 
 def _product(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -219,11 +205,6 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten.native_group_norm.default: _group_norm,
     aten.cross_entropy_loss.default: _cross_entropy,
     **dict.fromkeys((aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default), _product),
-    aten.upsample_linear1d.default: _only_nearest,
-    aten.upsample_linear1d.vec: _only_nearest,
-    aten.upsample_trilinear3d.default: _only_nearest,
-    aten.upsample_trilinear3d.vec: _only_nearest,
-    **dict.fromkeys(normalise.RECURRENT, _recurrent),
     aten._assert_async.default: _unchecked,
     aten._assert_async.msg: _unchecked,
     aten._local_scalar_dense.default: _to_host,

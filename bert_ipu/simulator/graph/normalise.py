@@ -34,7 +34,6 @@ LOSSES = frozenset(
         aten.binary_cross_entropy.default,
         aten.binary_cross_entropy_with_logits.default,
         aten.cosine_embedding_loss.default,
-        aten.cross_entropy_loss.default,
         aten.ctc_loss.IntList,
         aten.ctc_loss.Tensor,
         aten.hinge_embedding_loss.default,
@@ -54,7 +53,7 @@ LOSSES = frozenset(
         aten.triplet_margin_loss.default,
     }
 )
-"""Operators whose result is a loss without `poptorch.identity_loss` being said."""
+"""Operators whose result is a loss without `poptorch.identity_loss` being said; `cross_entropy_loss` may be one."""
 
 ASSIGNMENTS = frozenset(
     {

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import SimulatorUnsupported, poptorch_error
+from ..graph import capture
 from ..graph import ops as ipu
 from ..graph.dtypes import device_dtype
 from . import recording
@@ -153,6 +154,8 @@ def _rows(start: Tensor, size: int, step: int) -> Tensor:
             "Taking a slice of a tensor with the end less than the start is not supported. "
             f"(The size is {size})"
         )
+    if step < 1:
+        raise poptorch_error(f"Slicing step must be at least 1. (It is {step})")
     if start.dtype not in (torch.int64, torch.int32, torch.int16):
         raise poptorch_error("Expected integer typed start tensor")
     return start.reshape(-1)[:1] + torch.arange(0, size, step, dtype=start.dtype, device=start.device)
@@ -187,7 +190,12 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
     wanted, given = (device_dtype(t.dtype) if is_recording() else t.dtype for t in (input, src))
     if wanted != given:
         raise poptorch_error(f"input and src tensor must have same dtype. ({wanted} vs {given})")
-    return torch.index_copy(input, dim, _rows(start, size, 1).long(), src.to(input.dtype))
+    operands = (input, dim, _rows(start, size, 1).long(), src.to(input.dtype))
+    current = capture.current()
+    if current is None:
+        return torch.index_copy(*operands)
+    # Not by torch's function, which PopTorch lacks.
+    return current.record(torch.ops.aten.index_copy.default, operands, {})  # type: ignore[no-any-return]
 
 
 def recomputationCheckpoint(*tensors: Any) -> Any:

@@ -1,0 +1,246 @@
+"""What PopTorch refuses in a forward: operators it lacks, settings of those it has, operands that must be constant.
+
+The settings are those that its handlers test (`poptorch/source/popart_canonicalization/`), with the words of its
+messages, and a way out.  Operators of constants only are computed on the host while compiling
+(`EvaluateConstexprs.cpp`), so that any of torch's will do for them.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.utils._pytree import tree_leaves
+
+from bert_ipu.simulator.errors import poptorch_error
+from bert_ipu.simulator.graph import normalise
+from bert_ipu.simulator.graph.captured import CapturedTensor
+from bert_ipu.simulator.graph.ir import Program, Role
+from bert_ipu.simulator.graph.sources import describe
+from bert_ipu.simulator.graph.unsupported import way_around
+
+if TYPE_CHECKING:
+    from bert_ipu.simulator.graph.capture import Capture
+
+aten = torch.ops.aten
+
+Arguments = dict[str, Any]
+Limit = Callable[[Arguments], Optional[str]]
+
+
+def check(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Raise Error, with the operator's place, for a call that PopTorch refuses."""
+    instead, limit = way_around(func), _LIMITS.get(func)
+    if instead is None and limit is None and func not in _CONSTANT_OPERAND:
+        return
+    if capture.decomposing in normalise.LOSSES:
+        return  # PopTorch takes these losses whole, and does not see what torch makes of them.
+    arguments = _arguments(func, args, kwargs)
+    place = describe(func, capture.origin)
+    if instead is not None and not _are_constant(capture, arguments.values()):
+        raise poptorch_error(
+            f"Unsupported ops found in compiled model: [{func._schema.name}]. {place} has no counterpart on the IPU: "
+            f"{instead}."
+        )
+    refusal = limit(arguments) if limit is not None else None
+    if refusal is None and func in _CONSTANT_OPERAND:
+        operand, why = _CONSTANT_OPERAND[func]
+        refusal = None if _are_constant(capture, [arguments[operand]]) else why
+    if refusal is not None:
+        raise poptorch_error(f"{place}: {refusal}")
+
+
+def check_results(program: Program) -> None:
+    """Raise Error where the forward's results depend on the indices that max pooling returns."""
+    reached = _all_before(program.results())
+    for node in reached:
+        if node.target is operator.getitem and node.args[1] == 1:
+            pooling: Any = node.args[0]
+            if pooling.target in _POOLING_WITH_INDICES:
+                raise poptorch_error(
+                    f"{pooling.target._schema.name} ({pooling.meta.get('source')}): the indices of max pooling are not "
+                    "available on the IPU. Use return_indices=False."
+                )
+
+
+def _arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """All arguments of a call by name."""
+    schema = func._schema.arguments
+    defaults = {argument.name: argument.default_value for argument in schema}
+    return {**defaults, **dict(zip((argument.name for argument in schema), args)), **kwargs}
+
+
+def _are_constant(capture: Capture, operands: Iterable[Any]) -> bool:
+    """Whether tensors are computed from constants only: from no input, parameter or buffer, and not drawn."""
+    leaves = [leaf for leaf in tree_leaves(list(operands)) if isinstance(leaf, CapturedTensor)]
+    roots = [node for node in map(capture.node_of, leaves) if node is not None]
+    return all(_is_constant(capture.program, node) for node in _all_before(roots))
+
+
+def _is_constant(program: Program, node: fx.Node) -> bool:
+    if node.op != "placeholder":
+        return "random" not in node.meta
+    name = node.meta.get("variable")
+    return name is not None and program.variables[name].role is Role.CONSTANT
+
+
+def _all_before(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """The nodes and everything they are computed from."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
+
+
+# -- settings ----------------------------------------------------------------------------------
+
+
+def _recurrent(layer: str, needs_bias: bool = True) -> Limit:
+    def limit(given: Arguments) -> Optional[str]:
+        if given["num_layers"] != 1:
+            return f"Only {layer} with 1 layer supported, not {given['num_layers']}: call one {layer} after the other."
+        if given["bidirectional"]:
+            return (
+                f"bidirectional {layer} not supported: run a second {layer} on the sequence flipped by `torch.flip`, "
+                "flip its output back and concatenate."
+            )
+        if given["dropout"]:
+            return f"{layer} only supports dropout = 0.0, not {given['dropout']}: use `torch.nn.Dropout` on its output."
+        if needs_bias and not given["has_biases"]:
+            return f"{layer} without biases not supported: use biases that are zero and have no gradient."
+        return None
+
+    return limit
+
+
+def _embedding(given: Arguments) -> Optional[str]:
+    if given["scale_grad_by_freq"] or given["sparse"]:
+        return "Unsupported aten::embedding operation: scale_grad_by_freq and sparse must be False."
+    return None
+
+
+def _weighted_likelihood(given: Arguments) -> Optional[str]:
+    if given["weight"] is None or given["target"].dtype.is_floating_point:
+        return None
+    return (
+        'Parameter "weight" is unsupported for aten::nll_loss_nd: take the loss with reduction="none", multiply it by '
+        "`weight[target]`, and give the sum or mean to `poptorch.identity_loss`."
+    )
+
+
+def _ctc_loss(given: Arguments) -> Optional[str]:
+    if given["reduction"] == 0:
+        return 'CTCLoss with reduction="none" is currently not supported: use "sum" or "mean".'
+    return None
+
+
+def _bicubic(given: Arguments) -> Optional[str]:
+    return "Only support align_corners=False." if given["align_corners"] else None
+
+
+def _bilinear(given: Arguments) -> Optional[str]:
+    factors = given["scale_factors"]
+    if not factors:
+        return None
+    if len(set(factors)) > 1:
+        return f"Non-uniform bilinear upsampling not supported: the scale factors are {factors}, and must be the same."
+    if factors[0] != int(factors[0]):
+        return f"Bilinear upsampling with non-integer factor not supported: the scale factor is {factors[0]}."
+    return None
+
+
+def _linear(given: Arguments) -> Optional[str]:
+    return (
+        "Unsupported upsample mode for an input with these dimensions: currently only 'nearest' is supported."
+    )
+
+
+def _adaptive_average(given: Arguments) -> Optional[str]:
+    wanted = given["output_size"]
+    sizes = given["self"].shape[-len(wanted) :]
+    for index, (size, part) in enumerate(zip(sizes, wanted)):
+        if size % part:
+            return (
+                f"Input dim {index} ({size}) is not divisible by the corresponding output dim ({part}), as the IPU's "
+                "pooling needs: choose another output size, or pad the input."
+            )
+    return None
+
+
+def _bitwise(given: Arguments) -> Optional[str]:
+    dtypes = {leaf.dtype for leaf in given.values() if isinstance(leaf, torch.Tensor)}
+    if any(dtype.is_floating_point for dtype in dtypes):
+        return "bitwise operators support only bool and integer types."
+    if dtypes in ({torch.uint8}, {torch.int8}):
+        return "Poplar does not support binary operations on 8-bit integral types: cast them to torch.int32."
+    return None
+
+
+def _convolution(given: Arguments) -> Optional[str]:
+    if given["transposed"] and any(dilation != 1 for dilation in given["dilation"]):
+        return f"transposed convolutions with a dilation are not supported: it is {given['dilation']}, and must be 1."
+    return None
+
+
+def _feature_dropout(given: Arguments) -> Optional[str]:
+    if given["train"] and given["input"].dim() < 2:
+        return "Feature dropout requires at least 2 dimensions in the input: use `torch.nn.Dropout`."
+    return None
+
+
+_LIKELIHOODS = (
+    *(aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default),
+    *(aten.nll_loss2d.default, aten.nll_loss_forward.default, aten.nll_loss2d_forward.default),
+)
+_BITWISE = (aten.bitwise_and, aten.bitwise_or, aten.bitwise_xor)
+_LIMITS: dict[OpOverload, Limit] = {
+    aten.lstm.input: _recurrent("LSTM"),
+    aten.gru.input: _recurrent("GRU", needs_bias=False),
+    aten.rnn_tanh.input: _recurrent("RNN"),
+    aten.rnn_relu.input: _recurrent("RNN"),
+    aten.embedding.default: _embedding,
+    **dict.fromkeys(_LIKELIHOODS, _weighted_likelihood),
+    aten.ctc_loss.IntList: _ctc_loss,
+    aten.ctc_loss.Tensor: _ctc_loss,
+    aten.upsample_bicubic2d.default: _bicubic,
+    aten.upsample_bicubic2d.vec: _bicubic,
+    aten.upsample_bilinear2d.vec: _bilinear,
+    aten.upsample_linear1d.default: _linear,
+    aten.upsample_linear1d.vec: _linear,
+    aten.upsample_trilinear3d.default: _linear,
+    aten.upsample_trilinear3d.vec: _linear,
+    aten.adaptive_avg_pool1d.default: _adaptive_average,
+    aten.adaptive_avg_pool2d.default: _adaptive_average,
+    aten.adaptive_avg_pool3d.default: _adaptive_average,
+    **{getattr(packet, overload): _bitwise for packet in _BITWISE for overload in ("Tensor", "Scalar")},
+    aten.bitwise_not.default: _bitwise,
+    aten.convolution.default: _convolution,
+    aten.feature_dropout.default: _feature_dropout,
+}
+
+_TRIANGLE = (
+    "it is only supported within constant expressions, for example torch.ones(3, 3).triu(): multiply by such a mask, "
+    "or choose with `torch.where`."
+)
+_OFFSETS = (
+    "Unsupported aten::embedding_bag operation: offsets tensor must be a constant, made in the forward."
+)
+_CONSTANT_OPERAND: dict[OpOverload, tuple[str, str]] = {
+    aten.triu.default: ("self", _TRIANGLE),
+    aten.tril.default: ("self", _TRIANGLE),
+    aten.embedding_bag.default: ("offsets", _OFFSETS),
+    aten.embedding_bag.padding_idx: ("offsets", _OFFSETS),
+}
+"""Operators with an operand that must be constant: which, and what to say."""
+
+_POOLING_WITH_INDICES = frozenset(
+    {aten.max_pool2d_with_indices.default, aten.max_pool3d_with_indices.default}
+)

@@ -1,0 +1,189 @@
+"""Settings of operators that PopTorch's handlers refuse (poptorch/source/popart_canonicalization), and constants."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bert_ipu.simulator.poptorch as poptorch
+
+HERE = r"test_operator_limits\.py:\d+"
+ROWS = torch.rand(4, 4)
+SEQUENCE = torch.rand(2, 3, 4)
+IMAGE = torch.rand(1, 3, 8, 8)
+LABELS = torch.tensor([0, 3, 1, 2])
+WEIGHTS = torch.ones(4)
+
+
+def _run(model: Any, *inputs: Tensor) -> Any:
+    options = poptorch.Options().showCompilationProgressBar(False)
+    return poptorch.inferenceModel(model, options)(*inputs)
+
+
+class Calls(nn.Module):
+    """A function of the inputs, for messages to have a line to name."""
+
+    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleList(layers)
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.function(*self.layers, *inputs)
+
+
+def _ctc(scores: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
+    return F.ctc_loss(scores.log_softmax(-1), labels, lengths, lengths, reduction="none")
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (nn.LSTM(4, 4, num_layers=2), "Only LSTM with 1 layer supported"),
+        (nn.LSTM(4, 4, bias=False), "LSTM without biases not supported"),
+        (nn.LSTM(4, 4, bidirectional=True), "bidirectional LSTM not supported"),
+        (nn.GRU(4, 4, num_layers=2), "Only GRU with 1 layer supported"),
+        (nn.GRU(4, 4, bidirectional=True), "bidirectional GRU not supported"),
+        (nn.RNN(4, 4, num_layers=2), "Only RNN with 1 layer supported"),
+        (nn.RNN(4, 4, bias=False), "RNN without biases not supported"),
+    ],
+)
+def test_a_recurrent_layer_has_one_layer_and_one_direction(layer: nn.Module, said: str) -> None:
+    with pytest.raises(poptorch.Error, match=f"aten::.*{HERE}.*{said}"):
+        _run(Calls(lambda layer, x: layer(x)[0], layer), SEQUENCE)
+
+
+def test_recurrent_layers_that_poptorch_has_run() -> None:
+    for layer in (nn.LSTM(4, 4), nn.GRU(4, 4, bias=False), nn.RNN(4, 4, batch_first=True)):
+        torch.testing.assert_close(_run(layer, SEQUENCE)[0], layer(SEQUENCE)[0].detach())
+
+
+@pytest.mark.parametrize(
+    ("function", "inputs", "said"),
+    [
+        (lambda x, y: F.cross_entropy(x, y, WEIGHTS.to(x.device)), (ROWS, LABELS), '"weight" is unsupported'),
+        (lambda x, y: F.nll_loss(x, y, WEIGHTS.to(x.device)), (ROWS, LABELS), '"weight" is unsupported'),
+        (_ctc, (SEQUENCE, torch.ones(3, 2).int(), torch.full((3,), 2)), 'reduction="none"'),
+        (
+            lambda w, y: F.embedding(y, w, sparse=True),
+            (ROWS, LABELS),
+            "Unsupported aten::embedding operation",
+        ),
+        (lambda w, y: F.embedding_bag(y, w, y[:1] * 0), (ROWS, LABELS), "offsets tensor must be a constant"),
+        (lambda x: F.interpolate(x, scale_factor=(2, 3), mode="bilinear"), (IMAGE,), "Non-uniform bilinear"),
+        (lambda x: F.interpolate(x, scale_factor=1.5, mode="bilinear"), (IMAGE,), "non-integer factor"),
+        (
+            lambda x: F.interpolate(x, (4, 4), mode="bicubic", align_corners=True),
+            (IMAGE,),
+            "align_corners=False",
+        ),
+        (lambda x: F.interpolate(x[0], 4, mode="linear"), (IMAGE,), "only 'nearest' is supported"),
+        (lambda x: F.interpolate(x, 4, mode="nearest-exact"), (IMAGE,), r"_upsample_nearest_exact2d"),
+        (lambda x: F.adaptive_avg_pool2d(x, 3), (IMAGE,), r"dim 0 \(8\) is not divisible by .* \(3\)"),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True), (IMAGE,), "return_indices=False"),
+        (lambda x: F.conv_transpose2d(x, x[0][:, None], dilation=2), (IMAGE,), "with a dilation"),
+        (lambda x: x.triu(), (ROWS,), "only supported within constant expressions"),
+        (lambda x: x.tril(), (ROWS,), "only supported within constant expressions"),
+        (lambda x: x & x, (torch.ones(4, dtype=torch.uint8),), "8-bit integral types"),
+        (lambda x: torch.bitwise_and(x, x), (ROWS,), "only bool and integer types"),
+        (lambda x: F.dropout2d(x[0], training=True), (ROWS,), "at least 2 dimensions"),
+        (lambda x: torch.lerp(x, x, 0.5), (ROWS,), "aten::lerp.*a \\+ weight"),
+        (lambda x: poptorch.dynamic_slice(x, 0, x[0, 0].int(), 2, 0), (ROWS,), "step must be at least 1"),
+    ],
+)
+def test_a_setting_that_poptorch_refuses_is_named(
+    function: Callable[..., Any], inputs: tuple[Tensor, ...], said: str
+) -> None:
+    with pytest.raises(poptorch.Error, match=said):
+        _run(Calls(function), *inputs)
+
+
+def test_constants_are_computed_while_compiling() -> None:
+    """By EvaluateConstexprs.cpp: any of torch's operators will do."""
+
+    def masked(x: Tensor) -> Tensor:
+        mask = torch.ones(4, 4, device=x.device).triu(1)
+        return x * mask + torch.lgamma(torch.arange(1.0, 5.0, device=x.device))
+
+    torch.testing.assert_close(_run(Calls(masked), ROWS), masked(ROWS))
+
+
+def test_one_and_the_values_of_max_pooling_run() -> None:
+    def pooled(x: Tensor) -> Tensor:
+        return F.max_pool2d_with_indices(x, 2)[0] + F.adaptive_avg_pool2d(x, 4)
+
+    torch.testing.assert_close(_run(Calls(pooled), IMAGE), pooled(IMAGE))
+
+
+class Scored(nn.Module):
+    def __init__(self, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.loss = nn.Linear(4, 4), loss
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.loss(self.layer(x), y)
+
+
+def _trained(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> nn.Module:
+    model = Scored(loss)
+    optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0)
+    options = poptorch.Options().showCompilationProgressBar(False)
+    poptorch.trainingModel(model, options, optimizer)(ROWS, target)
+    return model
+
+
+def test_the_final_loss_must_be_a_scalar() -> None:
+    """PopART's Ir::setFinalLoss: the mean outside is no loss to PopTorch."""
+    with pytest.raises(poptorch.Error, match=rf"loss must be a scalar.*{HERE} has shape \[4\]"):
+        _trained(lambda scores, y: F.cross_entropy(scores, y, reduction="none").mean(), LABELS)
+
+
+def test_cross_entropy_of_probabilities_is_no_loss_until_it_is_wrapped() -> None:
+    """torch composes it of arithmetic, which PopTorch records (its dispatcher takes no cross_entropy_loss)."""
+    probabilities = torch.softmax(torch.rand(4, 4), -1)
+    with pytest.raises(poptorch.Error, match=r"Couldn't find a loss.*class probabilities"):
+        _trained(F.cross_entropy, probabilities)
+
+    def wrapped(scores: Tensor, y: Tensor) -> Tensor:
+        return poptorch.identity_loss(F.cross_entropy(scores, y), "none")
+
+    expected = _by_torch(F.cross_entropy, probabilities)
+    torch.testing.assert_close(_trained(wrapped, probabilities).layer.weight, expected)
+
+
+def _by_torch(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> Tensor:
+    model = Scored(loss)
+    model(ROWS, target).backward()
+    return (model.layer.weight - model.layer.weight.grad).detach()
+
+
+def test_label_smoothing_trains_the_likelihood_alone_unless_it_is_wrapped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Inside, torch calls nll_loss, which PopTorch takes for the loss."""
+
+    def smoothed(scores: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(scores, y, label_smoothing=0.5)
+
+    with caplog.at_level(logging.WARNING, "poptorch::python"):
+        model = _trained(smoothed, LABELS)
+    assert "is minimised" in caplog.text
+    torch.testing.assert_close(model.layer.weight, _by_torch(F.cross_entropy, LABELS))
+    wrapped = _trained(lambda scores, y: poptorch.identity_loss(smoothed(scores, y), "none"), LABELS)
+    torch.testing.assert_close(wrapped.layer.weight, _by_torch(smoothed, LABELS))
+
+
+def test_operands_that_do_not_fit_are_torchs_error_with_the_place(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """And with nothing of torch's own insides on the screen."""
+    with pytest.raises(RuntimeError) as error:
+        _run(Calls(lambda layer, x: layer(x), nn.Linear(5, 5)), ROWS)
+    assert any("in module 'layers.0'" in note for note in error.value.__notes__)
+    assert "fake_tensor" not in capfd.readouterr().err
