@@ -69,6 +69,11 @@ OPTIMIZERS = {
         lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
         5e-6,
     ),
+    "combined SGD": Optimizer(
+        lambda p: poptorch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01, use_combined_accum=True),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.01),
+        5e-6,
+    ),
     "Adam": Optimizer(
         lambda p: poptorch.optim.Adam(p, lr=1e-2, weight_decay=0.01, loss_scaling=128.0),
         lambda p: torch.optim.Adam(p, lr=1e-2, weight_decay=0.01),
@@ -95,6 +100,8 @@ class Split:
     replicas: int
     iterations: int
     strategy: str
+    running: bool = False
+    """Divide gradients as they are accumulated."""
 
     @property
     def micro_batches(self) -> int:
@@ -105,6 +112,9 @@ class Split:
         options.deviceIterations(self.iterations).replicationFactor(self.replicas)
         options.Training.gradientAccumulation(self.accumulation)
         options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
+        if self.running:
+            running = poptorch.MeanReductionStrategy.Running
+            options.Training.setMeanAccumulationAndReplicationReductionStrategy(running)
         options.outputMode(poptorch.OutputMode.All)
         return options.setExecutionStrategy(self._execution())
 
@@ -128,6 +138,9 @@ CASES = [
     pytest.param(name, split, marks=[] if (name, split) in QUICK else pytest.mark.slow)
     for name in OPTIMIZERS
     for split in SPLITS
+] + [
+    ("combined SGD", Split(1, 2, 1, "sharded", running=True)),
+    ("combined SGD", Split(4, 2, 1, "pipelined", running=True)),
 ]
 
 

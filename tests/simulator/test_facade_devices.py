@@ -83,3 +83,25 @@ def test_a_buffer_that_was_written_is_assigned_to_itself() -> None:
     model = poptorch.inferenceModel(Holder(counts), poptorch.Options().showCompilationProgressBar(False))
     assert torch.equal(model(X), X + OFFSET + 1)
     assert torch.equal(model(X), X + OFFSET + 2)
+
+
+def test_a_buffer_written_on_an_early_stage_adds_no_stage() -> None:
+    """Two stages and two more for the gradients, one of them shared: PopTorch asks for 3 micro-batches."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm1d(4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+            with poptorch.Block("first", ipu_id=0):
+                x = self.norm(x)
+            with poptorch.Block("last", ipu_id=1):
+                return nn.functional.cross_entropy(self.last(x), labels)
+
+    options = poptorch.Options().showCompilationProgressBar(False)
+    options.setExecutionStrategy(poptorch.PipelinedExecution("first", "last"))
+    options.Training.gradientAccumulation(3)
+    model = Normed()
+    poptorch.trainingModel(model, options)(torch.randn(6, 4), torch.ones(6, dtype=torch.long))
+    assert model.norm.num_batches_tracked == 3

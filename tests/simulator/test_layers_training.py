@@ -90,12 +90,14 @@ class Weighted(nn.Module):
     "function",
     [
         F.gelu,
+        lambda x: F.cross_entropy(x, torch.arange(2, device=x.device), reduction="none"),
+        lambda x: F.group_norm(x.view(1, 2, 3).transpose(1, 2), 3).transpose(1, 2) * x.square(),
         lambda x: x**0,
         lambda x: x.mean().sum(0) * x.sum().mean(-1),
         lambda x: x.mean().index_fill(0, torch.tensor([0]).to(x.device), 2.0) + x.sum(),
     ],
-    ids=["gelu", "power of 0", "sum of a number", "fill of a number"],
+    ids=["gelu", "losses of rows", "norm of turned groups", "power of 0", "sum of a number", "fill of a number"],
 )
 def test_functions_at_their_edges_train(function: Callable[[Tensor], Tensor]) -> None:
-    """One gradient for all micro-batches, a slope at 0, tensors without dimensions."""
+    """One gradient for all micro-batches, memory out of order, a slope at 0, tensors without dimensions."""
     trains_like_torch(Weighted(function), torch.randn(8, 3), accumulation=4)

@@ -206,3 +206,34 @@ def test_a_lazy_module_runs_once_it_has_shapes() -> None:
 def test_constants_that_torchs_own_functions_make_are_the_ipus(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(4, 6)
     torch.testing.assert_close(poptorch.inferenceModel(function, _options())(x), function(x))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x, p: x[:, [0, -1]],
+        lambda x, p: p[[1, 0, 1]],
+        lambda x, p: x[[0, 1], [1, 0]],
+        lambda x, p: _written(x, p),
+    ],
+    ids=["columns", "rows of a parameter", "elements", "written"],
+)
+def test_lists_of_numbers_index(read: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """torch makes a tensor of a list where the indexed tensor is."""
+
+    class Reading(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.arange(8.0).view(2, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return read(x, self.table)
+
+    x = torch.arange(12.0).view(3, 4)
+    torch.testing.assert_close(poptorch.inferenceModel(Reading(), _options())(x), Reading()(x))
+
+
+def _written(x: Tensor, p: Tensor) -> Tensor:
+    written = x * 1
+    written[:, [0, 2]] = p[0, [1, 3]]
+    return written

@@ -72,7 +72,7 @@ def compile_request(subject: Subject, forward: Callable[..., Any]) -> CompileReq
         training=subject.training,
         optimizer=optimizer,
         loss_scaling=_automatic_loss_scaling(options) if optimizer is not None else None,
-        reduction=_reduction(options),
+        reduction=_reduction(options, subject.optimizer_description.get("optimizer_type")),
         groups=_replica_groups(subject),
         strided_channel_groups=options._Popart.options.get("groupNormStridedChannelGrouping", False),
         anchors=_anchors(options),
@@ -98,13 +98,15 @@ def _anchors(options: Options) -> tuple[Anchor, ...]:
     return tuple(found)
 
 
-def _reduction(options: Options) -> Reduction:
+def _reduction(options: Options, optimizer: str | None) -> Reduction:
+    """PopART's SGD with a combined accumulator (SGD1) takes its mean by scaling it, whatever the strategy."""
     training = options.Training
+    running = training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running
     return Reduction(
         accumulation=training.gradient_accumulation,
         replicas=options.replication_factor * options.Distributed.numProcesses,
         mean=training.accumulation_and_replication_reduction_type == ReductionType.Mean,
-        running=training.meanAccumulationAndReplicationReductionStrategy == MeanReductionStrategy.Running,
+        running=running and optimizer != "SGD1",
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from ..errors import Error
+from ..graph import ops
 from ..graph.ir import Program
 from ._logging import TRACE, compiler_logger
 from .enums import ConnectionType
@@ -22,11 +23,15 @@ def _error(message: str) -> Error:
 
 
 def forward_ipus(program: Program) -> list[int]:
-    """The IPUs the forward visits, in order: consecutive operators on one IPU count once."""
+    """The IPUs the forward visits, in order: consecutive operators on one IPU count once.
+
+    New values of buffers are stored behind all other operators, and count with those that made them.
+    """
     visited: list[int] = []
     for node in program.operators():
         ipu = node.meta.get("ipu")
-        if node.meta.get("pass") == "forward" and ipu is not None and visited[-1:] != [ipu]:
+        computes = node.meta.get("pass") == "forward" and node.target is not ops.assign
+        if computes and ipu is not None and visited[-1:] != [ipu]:
             visited.append(ipu)
     return visited or [0]
 

@@ -11,7 +11,7 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
-from ..graph.capture import current
+from ..graph.capture import Capture, current
 from ..graph.captured import IPU, CapturedTensor
 from ._logging import logger
 from .recording import is_recording
@@ -67,12 +67,29 @@ class IpuByDefault(TorchFunctionMode):
         ):
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
             kwargs = {**kwargs, "device": "ipu"}
+        if func in _INDEXING and capture is not None and _is_on_ipu(args[0], capture):
+            args = (args[0], _on_ipu(args[1]), *args[2:])
         if func in (torch.Tensor.new, torch.Tensor.new_tensor) and isinstance(args[0], CapturedTensor):
             return _made_like(func, *args, **kwargs)
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
             # torch fills the tensor through the device's own code, which it has not got for an IPU.
             return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
         return func(*args, **kwargs)
+
+
+def _is_on_ipu(tensor: torch.Tensor, capture: Capture) -> bool:
+    return isinstance(tensor, CapturedTensor) or capture.declares(tensor)
+
+
+_INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+
+
+def _on_ipu(index: Any) -> Any:
+    """An index whose lists of numbers are tensors on the IPU; torch would make them on the CPU."""
+    if isinstance(index, tuple):
+        return tuple(map(_on_ipu, index))
+    numbers = isinstance(index, list) and index and all(type(item) is int for item in index)
+    return torch.tensor(index).to("ipu") if numbers else index
 
 
 def _made_like(func: Any, like: torch.Tensor, *values: Any, **kwargs: Any) -> torch.Tensor:

@@ -351,15 +351,15 @@ def layer_norm_backward(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict
 def loss_per_row(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """cross_entropy_loss and nll_loss without reduction over [rows, classes]."""
     reduction = args[3] if len(args) > 3 else kwargs.get("reduction", 1)
-    if reduction != 0 or len(args[0].shape) != 2:
+    if reduction != 0 or len(args[0].shape) != 2 or any(_varies(weight) for weight in operands_in(args[2:])):
         return None
-    return b.call(node, Layout.FOLDED, [_fold(b, x) if isinstance(x, Operand) else x for x in args], kwargs)
+    return b.call(node, Layout.FOLDED, [b.folded(args[0]), b.folded(args[1]), *args[2:]], kwargs)
 
 
 def loss_per_row_grad(b: Batcher, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     if kwargs.get("reduction", 1) != 0 or len(args[1].shape) != 2:
         return None
-    return b.call(node, Layout.FOLDED, [_fold(b, x) if isinstance(x, Operand) else x for x in args], kwargs)
+    return b.call(node, Layout.FOLDED, [b.folded(x) for x in args], kwargs)
 
 
 ELEMENTWISE = names(

@@ -235,6 +235,15 @@ def as_long(value: Any) -> Any:
 # -- other implementations ---------------------------------------------------------------------
 
 
+def _on_contiguous(function: Function) -> Function:
+    """An operator whose kernel reads its tensors' memory in order, which torch's callers see to."""
+
+    def call(*args: Any) -> Any:
+        return function(*[x.contiguous() if isinstance(x, Tensor) else x for x in args])
+
+    return call
+
+
 def _identity(x: Tensor, *_: Any, **__: Any) -> Tensor:
     return x
 
@@ -301,6 +310,8 @@ IMPLEMENTATIONS: dict[Any, Function] = {
     aten.new_empty.default: lambda x, size, **kwargs: _uninitialised(
         size, **{"dtype": x.dtype, "device": x.device, **kwargs}
     ),
+    aten.native_group_norm.default: _on_contiguous(aten.native_group_norm.default),
+    aten.native_group_norm_backward.default: _on_contiguous(aten.native_group_norm_backward.default),
     aten.add.Tensor: torch.add,
     aten.sub.Tensor: torch.sub,
     aten.mul.Tensor: torch.mul,
