@@ -1,43 +1,32 @@
-"""What half partials would change in a matrix product, and what emulating them would cost.
+"""What half partials change in a matrix product, and what simulating them costs.
 
-    python bench/half_partials.py [--reduced 64 768 3072]
+    python bench/half_partials.py [--reduced 64 768 3072 30528] [--threads 1]
 
-Poplar's codelet for half partials (`poplin/codelets/ConvPartial1x1Out.cpp`) sums 16 products in float32 and adds
-them to a half in memory, so each 16 of the reduced dimension end in a rounding.  The planner also divides that
-dimension over tiles, whose sums are then added in float32.  Printed for each size: the relative error of the
-product with float32 sums, with all 16s on one tile, and with the dimension on 12 tiles, and how many times as
-long the middle one takes.
+For a product [512, reduced] x [reduced, 768], the relative error with float32 sums, with fp16 sums on one tile, and
+with the reduced dimension on as many tiles as `tiles_of_depth` says, rounded to the nearest and at random; and how
+many times as long as torch's float32 product the last two take, as the median of rounds in turn.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-GROUP, TILES, ROWS, COLUMNS = 16, 12, 128, 768
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from bert_ipu.simulator.runtime.half_partials import HalfPartials, tiles_of_depth
+from bert_ipu.simulator.runtime.native import load_kernels
+from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
+from bert_ipu.simulator.runtime.rounding import HALF_MAX
 
-def half(x: Tensor) -> Tensor:
-    """Rounded to float16."""
-    return x.half().float()
-
-
-def on_one_tile(a: Tensor, b: Tensor) -> Tensor:
-    """The product with a half accumulator that is written after every 16 of the reduced dimension."""
-    total = torch.zeros(a.shape[0], b.shape[1])
-    for left, right in zip(a.split(GROUP, 1), b.split(GROUP)):
-        total = half(total + left @ right)
-    return total
-
-
-def on_tiles(a: Tensor, b: Tensor) -> Tensor:
-    """The same with the reduced dimension divided over tiles, whose results are added in float32."""
-    share = max(GROUP, a.shape[1] // TILES // GROUP * GROUP)
-    sums = [on_one_tile(left, right) for left, right in zip(a.split(share, 1), b.split(share))]
-    return half(torch.stack(sums).sum(0))
+ROWS, COLUMNS, ROUNDS = 512, 768, 9
 
 
 def main() -> None:
@@ -45,22 +34,44 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--reduced", type=int, nargs="+", default=[64, 768, 3072])
-    for size in parser.parse_args().reduced:
+    parser.add_argument("--reduced", type=int, nargs="+", default=[64, 768, 3072, 30528])
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    kernels = load_kernels()
+    partials = HalfPartials(kernels, 0, HALF_MAX)
+    draws = Draws(seed_key(0), make_places([(0, 0)]), kernels)
+    for size in args.reduced:
         generator = torch.Generator().manual_seed(0)
-        a = half(torch.randn(ROWS, size, generator=generator))
-        b = half(torch.randn(size, COLUMNS, generator=generator) / size**0.5)
-        exact = a.double() @ b.double()
-        errors, seconds = [], []
-        for product in (lambda a, b: half(a @ b), on_one_tile, on_tiles):
-            started = time.process_time()
-            error = product(a, b) - exact
-            seconds.append(time.process_time() - started)
-            errors.append(float(error.norm() / exact.norm()))
-        print(
-            f"{size:5}: float32 sums {errors[0]:.1e}, one tile {errors[1]:.1e}, {TILES} tiles {errors[2]:.1e}; "
-            f"{seconds[1] / seconds[0]:.1f}x the time"
-        )
+        a = torch.randn(1, ROWS, size, generator=generator).half().float()
+        b = (torch.randn(1, size, COLUMNS, generator=generator) / size**0.5).half().float()
+        print(f"{size:5}:", compared(a, b, partials, draws))
+
+
+def compared(a: Tensor, b: Tensor, partials: HalfPartials, draws: Draws) -> str:
+    """Errors and times of one product."""
+    tiles = tiles_of_depth(*a.shape[:2], b.shape[2], a.shape[2])
+    ways: dict[str, Callable[[], Tensor]] = {
+        "float32 sums": lambda: torch.bmm(a, b).half().float(),
+        "one tile": lambda: partials.multiply(a, b, 1, None),
+        f"{tiles} tiles": lambda: partials.multiply(a, b, tiles, None),
+        f"{tiles} tiles, at random": lambda: partials.multiply(a, b, tiles, draws),
+    }
+    exact = a.double() @ b.double()
+    errors = [f"{name} {float((way() - exact).norm() / exact.norm()):.1e}" for name, way in ways.items()]
+    plain, nearest, stochastic = medians([lambda: torch.bmm(a, b), *list(ways.values())[2:]])
+    return f"{', '.join(errors)}; {nearest / plain:.1f}x and {stochastic / plain:.1f}x the time"
+
+
+def medians(ways: list[Callable[[], Tensor]]) -> list[float]:
+    """Seconds of each, of rounds in which they take turns."""
+    seconds: list[list[float]] = [[] for _ in ways]
+    for _ in range(ROUNDS):
+        for taken, way in zip(seconds, ways):
+            started = time.perf_counter()
+            way()
+            taken.append(time.perf_counter() - started)
+    return [statistics.median(taken) for taken in seconds]
 
 
 if __name__ == "__main__":

@@ -56,11 +56,13 @@ WORKLOADS = {
 
 
 def simulator_step(
-    work: Workload, *, numerics: str = "fast", half: bool = True, dropout: float = 0.1, tune_allocator: bool = True
+    work: Workload, *, numerics: str = "fast", half: bool = True, half_partials: bool = False,
+    dropout: float = 0.1, tune_allocator: bool = True,
 ) -> Step:  # fmt: skip
     """A training step of the application's model through PopTorch's API, with its SGD update.
 
-    Attention dropout is 0.  `half`: float16 weights and activations, stochastic rounding on.
+    Attention dropout is 0.  `half`: float16 weights and activations, stochastic rounding on; `half_partials`: float16
+    sums in products.
     """
     from bert_ipu import simulator
 
@@ -89,6 +91,7 @@ def simulator_step(
     options = poptorch.Options()
     options.showCompilationProgressBar(False)
     options.Precision.enableStochasticRounding(half)
+    options.Precision.setPartialsType(torch.half if half_partials else torch.float)
     options.Training.gradientAccumulation(work.micro_batches)
     optimizer = poptorch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.0, use_combined_accum=False)
     optimizer.variable_attrs.markAsConstant("momentum")

@@ -38,9 +38,10 @@ static_assert(kRows * kColumns == 2 * kGroup, "a group rounds a tile");
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// The sums of a tile, rounded for the `time`-th time.
 struct ToNearest {
   uint32_t overflow;
-  void operator()(Floats sums[kVectors]) {
+  void operator()(Floats sums[kVectors], int64_t, int64_t) const {
     for (int i = 0; i < kVectors; ++i)
       sums[i] = Floats(round_to_nearest(Bits(sums[i]), overflow));
   }
@@ -49,11 +50,11 @@ struct ToNearest {
 struct Stochastically {
   uint32_t overflow;
   Draw draw;
-  uint64_t group, stride; // the next group of words, and how far on the next is
-  void operator()(Floats sums[kVectors]) {
+  int64_t before, tiles; // of this batch's stream, and in all of the stream
+  void operator()(Floats sums[kVectors], int64_t tile, int64_t time) const {
     alignas(64) uint32_t words[kGroup];
-    philox_group<kRoundsOfRounding>(draw, group, words);
-    group += stride;
+    philox_group<kRoundsOfRounding>(
+        draw, uint64_t(time * tiles + before + tile), words);
     for (int i = 0; i < kVectors / 2; ++i) {
       const Bits random = load_bits(words + i * kLanes);
       Floats &second = sums[i + kVectors / 2];
@@ -84,27 +85,23 @@ inline void add_products(const float *a, const float *b, int64_t depth,
     sums[i] += products[i];
 }
 
+// totals += the sums of one share of the depth, which start at zero. `time`
+// counts the roundings of the shares before.
 template <typename Round>
-void multiply_tile(const float *a, const float *b, int64_t depth, int64_t share,
-                   Round round, Floats result[kVectors]) {
-  std::fill(result, result + kVectors, Floats{});
-  for (int64_t start = 0; start < depth; start += share) {
-    const int64_t end = std::min(depth, start + share);
-    Floats sums[kVectors] = {};
-    for (int64_t k = start; k < end; k += kProducts) {
-      add_products(a + k * kRows, b + k * kColumns,
-                   std::min(kProducts, end - k), sums);
-      round(sums);
-    }
-    for (int i = 0; i < kVectors; ++i)
-      result[i] += sums[i];
+void add_share(const float *a, const float *b, int64_t depth, int64_t time,
+               int64_t tile, const Round &round, Floats totals[kVectors]) {
+  Floats sums[kVectors] = {};
+  for (int64_t k = 0; k < depth; k += kProducts) {
+    add_products(a + k * kRows, b + k * kColumns,
+                 std::min(kProducts, depth - k), sums);
+    round(sums, tile, time++);
   }
-  if (share < depth)
-    round(result);
+  for (int i = 0; i < kVectors; ++i)
+    totals[i] += sums[i];
 }
 
-// `count` rows or columns from `first` on, side by side for each k; zeros where
-// the matrix ends.
+// Width rows or columns side by side for each k; zeros after the `count` that
+// the matrix still has.
 template <int64_t Width>
 void pack(const float *from, int64_t along, int64_t across, int64_t count,
           int64_t depth, float *to) {
@@ -128,30 +125,38 @@ void write_tile(const Floats tile[kVectors], float *c, int64_t rows,
                 size_t(std::min(columns, kColumns)) * sizeof(float));
 }
 
-// Strips [first, last) of one batch. `rounder(tile)` rounds the sums of one.
-template <typename Rounder>
+// Strips [first, last) of one batch.
+template <typename Round>
 void multiply_strips(const PartialsProduct &p, int64_t batch, int64_t first,
-                     int64_t last, Rounder rounder) {
+                     int64_t last, const Round &round) {
   const float *a = p.a + batch * p.a_batch, *b = p.b + batch * p.b_batch;
   float *c = p.c + batch * p.rows * p.columns;
   std::vector<float> strips(size_t((last - first) * kRows * p.depth)),
-      panel(size_t(kColumns * p.depth));
+      panel(size_t(kColumns * std::min(p.share, p.depth)));
+  std::vector<Floats> totals(size_t((last - first) * kVectors));
   for (int64_t strip = first; strip < last; ++strip)
     pack<kRows>(a + strip * kRows * p.a_row, p.a_row, p.a_column,
                 p.rows - strip * kRows, p.depth,
                 strips.data() + (strip - first) * kRows * p.depth);
   const int64_t panels = ceil_div(p.columns, kColumns);
   for (int64_t j = 0; j < panels; ++j) {
-    const int64_t column = j * kColumns;
-    pack<kColumns>(b + column * p.b_column, p.b_column, p.b_row,
-                   p.columns - column, p.depth, panel.data());
+    std::fill(totals.begin(), totals.end(), Floats{});
+    const float *columns = b + j * kColumns * p.b_column;
+    for (int64_t start = 0; start < p.depth; start += p.share) {
+      const int64_t depth = std::min(p.share, p.depth - start);
+      pack<kColumns>(columns + start * p.b_row, p.b_column, p.b_row,
+                     p.columns - j * kColumns, depth, panel.data());
+      for (int64_t strip = first; strip < last; ++strip)
+        add_share(strips.data() + ((strip - first) * p.depth + start) * kRows,
+                  panel.data(), depth, start / kProducts, strip * panels + j,
+                  round, totals.data() + (strip - first) * kVectors);
+    }
     for (int64_t strip = first; strip < last; ++strip) {
-      Floats tile[kVectors];
-      multiply_tile(strips.data() + (strip - first) * kRows * p.depth,
-                    panel.data(), p.depth, p.share, rounder(strip * panels + j),
-                    tile);
-      write_tile(tile, c + strip * kRows * p.columns + column,
-                 p.rows - strip * kRows, p.columns - column, p.columns);
+      Floats *tile = totals.data() + (strip - first) * kVectors;
+      if (p.share < p.depth)
+        round(tile, strip * panels + j, ceil_div(p.depth, kProducts));
+      write_tile(tile, c + strip * kRows * p.columns + j * kColumns,
+                 p.rows - strip * kRows, p.columns - j * kColumns, p.columns);
     }
   }
 }
@@ -181,17 +186,15 @@ void bert_ipu_half_partials_matmul(const PartialsProduct *product,
   for (int64_t task = 0; task < p.batches * blocks; ++task) {
     const int64_t batch = task / blocks, first = task % blocks * block,
                   last = std::min(strips, first + block);
-    if (places == nullptr) {
-      multiply_strips(p, batch, first, last,
-                      [&](int64_t) { return ToNearest{limit}; });
-      continue;
-    }
-    const Draw draw = draw_at(key, op, places + 2 * (batch / per_stream));
-    const int64_t before = batch % per_stream * strips * panels;
-    multiply_strips(p, batch, first, last, [&](int64_t tile) {
-      return Stochastically{limit, draw, uint64_t(before + tile),
-                            uint64_t(per_stream * strips * panels)};
-    });
+    if (places == nullptr)
+      multiply_strips(p, batch, first, last, ToNearest{limit});
+    else
+      multiply_strips(
+          p, batch, first, last,
+          Stochastically{limit,
+                         draw_at(key, op, places + 2 * (batch / per_stream)),
+                         batch % per_stream * strips * panels,
+                         per_stream * strips * panels});
   }
 }
 }
