@@ -211,3 +211,12 @@ def test_a_multi_convolution_needs_one_setting_for_all_or_one_for_each() -> None
     context = poptorch.MultiConv().partialsTypes([torch.half] * 3)
     with pytest.raises(poptorch.Error, match="2 convolutions and 3 values of partials_types"):
         poptorch.inferenceModel(TwoConvolutions(context))(torch.randn(8, 96, 30).half())
+
+
+def test_recurrent_layers_with_half_partials_are_refused() -> None:
+    simulator.install(SimulatorParams())
+    options = poptorch.Options().showCompilationProgressBar(False)
+    options._Popart.set("lstmOptions", {"partialsType": "half"})
+    model = poptorch.inferenceModel(nn.LSTM(4, 4), options)
+    with pytest.raises(poptorch.SimulatorUnsupported, match="recurrent layers are simulated with float32 sums"):
+        model(torch.randn(3, 2, 4))

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..errors import Error
+from ..errors import Error, SimulatorUnsupported
 from . import popart_patterns
 from ._logging import compiler_logger
 
@@ -213,6 +213,10 @@ def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, An
         _known(name, _CONTAINERS, "map")
         for key, setting in value.items():
             compiler_logger.debug("poptorch.Options set %s[%s] to %s", name, key, setting)
+        if name == "lstmOptions" and str(value.get("partialsType", "")).lower() == "half":
+            raise SimulatorUnsupported(
+                "lstmOptions[partialsType]=half", "recurrent layers are simulated with float32 sums only."
+            )
 
 
 def _check_option(name: str, value: Any, options: Mapping[str, Any]) -> None:
