@@ -270,16 +270,6 @@ def _nll_loss(b: Backward, node: fx.Node, grads: list[Optional[fx.Node]]) -> Pai
     )
 
 
-def _identity_loss(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
-    x = _args(node)[0]
-    shape = _shape(x)
-    if node.kwargs["reduction"] == "mean":
-        grad = b.emit(aten.div.Tensor, grad, math.prod(shape))
-    if shape:
-        grad = b.cast(grad, x.meta["val"].dtype)
-    yield x, b.emit(aten.expand.default, grad, list(shape), operand=0)
-
-
 # -- embedding and indexing --------------------------------------------------------------------
 
 
@@ -323,11 +313,8 @@ def _reshaping(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     yield x, b.reshape(grad, _shape(x))
 
 
-def _expand(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
-    yield _args(node)[0], grad
-
-
-def _same(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
+def _unchanged(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
+    """Of `expand`, too: `Backward.fit` sums over what it repeated."""
     yield _args(node)[0], grad
 
 
@@ -427,6 +414,19 @@ def _spread(b: Backward, node: fx.Node, grad: fx.Node, shape: tuple[int, ...]) -
     return b.emit(aten.expand.default, grad, list(shape), operand=0)
 
 
+# -- operators that only the IPU has -----------------------------------------------------------
+
+
+def _identity_loss(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
+    x = _args(node)[0]
+    shape = _shape(x)
+    if node.kwargs["reduction"] == "mean":
+        grad = b.emit(aten.div.Tensor, grad, math.prod(shape))
+    if shape:
+        grad = b.cast(grad, x.meta["val"].dtype)
+    yield x, b.emit(aten.expand.default, grad, list(shape), operand=0)
+
+
 def _unrecorded_write(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     old = _args(node)[0]
     if b.needs(old):
@@ -435,7 +435,8 @@ def _unrecorded_write(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 def _print(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     if node.kwargs["print_gradient"]:
-        title = str(node.kwargs["title"])  # the gradient's is PopART's, `PrintTensorOp::getGradOps`
+        title = str(node.kwargs["title"])
+        # The gradient's title is PopART's: `PrintTensorOp::getGradOps`.
         options = {**node.kwargs, "title": f"{title}_gradient" if title else "Gradient"}
         grad = b.emit(ops.print_tensor, grad, operand=0, **options)
     yield _args(node)[0], grad
@@ -482,7 +483,7 @@ RULES: dict[Any, GradientRule] = {
     aten.squeeze.dim: _reshaping,
     aten.squeeze.dims: _reshaping,
     aten.unsqueeze.default: _reshaping,
-    aten.expand.default: _expand,
+    aten.expand.default: _unchanged,
     aten._to_copy.default: _to_copy,
     aten.transpose.int: _transpose,
     aten.t.default: _transpose,
@@ -501,5 +502,5 @@ RULES: dict[Any, GradientRule] = {
     ops.identity_loss: _identity_loss,
     ops.unrecorded_write: _unrecorded_write,
     ops.print_tensor: _print,
-    ops.nop: _same,
+    ops.nop: _unchanged,
 }

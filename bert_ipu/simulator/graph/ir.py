@@ -215,7 +215,7 @@ class Program:
     _last_placeholder: Optional[fx.Node] = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        self._inference = Inference(self.fake_mode)
+        self._inference = ShapeInference(self.fake_mode)
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -242,7 +242,7 @@ class Program:
         name = node.meta.get("variable")
         return self.variables[name] if name is not None else None
 
-    def node_of(self, variable: str) -> Optional[fx.Node]:
+    def placeholder_of(self, variable: str) -> Optional[fx.Node]:
         """The placeholder of a variable, None where the program does not use it."""
         return self._variable_nodes.get(variable)
 
@@ -411,8 +411,8 @@ def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return args, kwargs  # type: ignore[return-value]
 
 
-class Inference:
-    """Fake values of nodes, remembered: the layers of a model repeat each other's shapes."""
+class ShapeInference:
+    """Shapes and dtypes of nodes, as fake tensors. It remembers: the layers of a model repeat each other's shapes."""
 
     def __init__(self, fake_mode: FakeTensorMode) -> None:
         self._fake_mode = fake_mode
@@ -457,7 +457,7 @@ def infer(node: fx.Node, fake_mode: FakeTensorMode) -> Any:
     with fake_mode, torch.no_grad():
         if target in INT64_INDEX:
             args = tuple(widen(argument) for argument in args)
-        return tree_map_only(torch.Tensor, _on_device, target(*args, **kwargs))  # type: ignore[operator]
+        return tree_map_only(torch.Tensor, _narrowed, target(*args, **kwargs))  # type: ignore[operator]
 
 
 def widen(argument: Any) -> Any:
@@ -466,7 +466,8 @@ def widen(argument: Any) -> Any:
     return argument.to(torch.int64) if is_index else argument
 
 
-def _on_device(value: torch.Tensor) -> torch.Tensor:
+def _narrowed(value: torch.Tensor) -> torch.Tensor:
+    """A fake value in the dtype that the device has for it."""
     dtype = device_dtype(value.dtype)
     return value if dtype == value.dtype else value.to(dtype)
 

@@ -182,7 +182,7 @@ def _update_factor(program: Program, settings: AutomaticLossScaling, total: fx.N
         )
     if reduction.replicas > 1:
         statistics = program.emit(ops.replica_reduce, statistics, meta=_OUTER, reduction="sum", groups=None)
-    factor = program.node_of(FACTOR)
+    factor = program.placeholder_of(FACTOR)
     assert factor is not None, "the factor was entered with the loss scale"
     counter = None
     if settings.period > 1:

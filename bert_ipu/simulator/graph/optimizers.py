@@ -196,7 +196,9 @@ def check_supported(spec: OptimizerSpec) -> None:
 
 def add_updates(program: Program, spec: OptimizerSpec, gradients: Mapping[str, fx.Node]) -> None:
     """Append the optimizer to a program that has its backward pass; weights outside its groups stay as they are."""
-    weights = {program.node_of(name): node for name, node in gradients.items() if name in spec.group_of}
+    weights = {
+        program.placeholder_of(name): node for name, node in gradients.items() if name in spec.group_of
+    }
     with program.before(program.output):
         _Updates(program, spec).add({w: gradient for w, gradient in weights.items() if w is not None})
 
@@ -228,13 +230,13 @@ class _Updates:
         if name not in self.program.scalars:
             self.program.scalars[name] = ScalarSource(formula, group)
             self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=value))
-        node = self.program.node_of(name)
+        node = self.program.placeholder_of(name)
         assert node is not None, f"{name} was just entered"
         return self._adapt(name, formula, node)
 
     def _adapt(self, name: str, formula: str, scalar: fx.Node) -> fx.Node:
         """A scalar that undoes the loss scaling undoes the device's own part of it too."""
-        factor = self.program.node_of(loss_scaling.FACTOR)
+        factor = self.program.placeholder_of(loss_scaling.FACTOR)
         if factor is None or formula not in loss_scaling.SCALED_INVERSELY:
             return scalar
         if name not in self._adapted:
@@ -325,7 +327,7 @@ class _Updates:
         name = "Counter___"
         if name not in self.program.variables:
             self.program.add_variable(Variable(name, Role.STATE, (), torch.float32))
-        node = self.program.node_of(name)
+        node = self.program.placeholder_of(name)
         assert node is not None, "the counter was just entered"
         return node
 

@@ -81,11 +81,11 @@ def _graft(
 ) -> list[Optional[fx.Node]]:
     """Copy the traced nodes into the program; equal nodes of the forward are read instead."""
     placed: dict[fx.Node, Any] = {}
-    names = iter(inputs)
+    given = iter(inputs)
     traced.graph.eliminate_dead_code()
     for inner in traced.graph.nodes:
         if inner.op == "placeholder":
-            placed[inner] = next(names)
+            placed[inner] = next(given)
         elif inner.op == "output":
             return [None if out is None else placed[out] for out in inner.args[0]]
         elif inner.op == "get_attr":

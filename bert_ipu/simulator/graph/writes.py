@@ -27,15 +27,17 @@ def assign_at_end(
     program: Program, writes: Iterable[tuple[str, fx.Node]], gradients: Mapping[str, fx.Node]
 ) -> dict[str, fx.Node]:
     """Assign each new value to its variable; returns the gradients, which the update reads afterwards."""
-    assigned = {program.node_of(name): value for name, value in writes}
+    assigned = {program.placeholder_of(name): value for name, value in writes}
     copies: dict[fx.Node, fx.Node] = {}
 
     def kept(node: fx.Node) -> fx.Node:
         """A value as it was before the assignments."""
-        if shown(node) not in assigned:
+        if _memory_of(node) not in assigned:
             return node
         if node not in copies:
-            copies[node] = program.emit(aten.clone.default, node, meta=_PLAIN)
+            copies[node] = program.emit(
+                aten.clone.default, node, meta={"pass": "forward", "context": "normal"}
+            )
         return copies[node]
 
     with program.before(program.output):
@@ -64,11 +66,8 @@ def run_updates_last(program: Program) -> None:
             program.move_to_end(node)
 
 
-_PLAIN: dict[str, Any] = {"pass": "forward", "context": "normal"}
-
-
-def shown(node: fx.Node) -> fx.Node:
-    """The node whose memory a value may lie in: itself, unless it is a view or handed on."""
+def _memory_of(node: fx.Node) -> fx.Node:
+    """The node in whose memory a value may lie: itself, unless it is a view or handed on."""
     while node.op == "call_function" and (node.target in _PASSING_ON or _is_view(node.target)):
         node = node.args[0]  # type: ignore[assignment]
     return node
