@@ -104,9 +104,6 @@ accumulate = IpuOp("accumulate", _like_first, mutates=(0,))
 "decay_add": f v + x; "moving_average_square": f v + (1 - f) x^2; "infinity": max(f v, |x|);
 "mean": (f v + x) / (f + 1)."""
 
-rescale_accumulate = IpuOp("rescale_accumulate", _like_first, mutates=(0,))
-"""(variable v, x, factor f, ratio r, *, kind): as accumulate of r v (r^2 v for "moving_average_square")."""
-
 increment = IpuOp("increment", _like_first, mutates=(0,))
 """(variable): add 1 (a step counter)."""
 

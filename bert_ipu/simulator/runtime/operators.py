@@ -293,7 +293,6 @@ IMPLEMENTATIONS: dict[Any, Function] = {
     ops.increment: optimizer_ops.increment,
     ops.accumulator_zero: optimizer_ops.zero,
     ops.accumulate: optimizer_ops.accumulate,
-    ops.rescale_accumulate: optimizer_ops.rescale_accumulate,
     ops.sgd0_var_update: optimizer_ops.sgd0_var_update,
     ops.sgd1_var_update: optimizer_ops.sgd1_var_update,
     ops.sgd1_accl_update: optimizer_ops.sgd1_accl_update,

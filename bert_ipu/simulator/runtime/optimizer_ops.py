@@ -83,11 +83,6 @@ def accumulate(v: Tensor, x: Tensor, f: Scalar = 1.0, *, kind: str) -> Tensor:
     return ACCUMULATE[kind](v, x.to(v.dtype), f)
 
 
-def rescale_accumulate(v: Tensor, x: Tensor, f: Scalar, ratio: Scalar, *, kind: str) -> Tensor:
-    v.mul_(ratio * ratio if kind == "moving_average_square" else ratio)
-    return accumulate(v, x, f, kind=kind)
-
-
 def sgd0_var_update(w: Tensor, g: Tensor, slr0: Scalar, wdsf0: Scalar) -> Tensor:
     return w.mul_(wdsf0).sub_(g.to(w.dtype) * slr0)
 
