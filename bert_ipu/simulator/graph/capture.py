@@ -24,7 +24,7 @@ from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import limits, normalise, ops, value_reads
 from bert_ipu.simulator.graph.aliases import View, ViewStep
 from bert_ipu.simulator.graph.annotations import Annotations
-from bert_ipu.simulator.graph.captured import CPU, CapturedTensor, left_on_cpu
+from bert_ipu.simulator.graph.captured_tensor import CPU, CapturedTensor, left_on_cpu
 from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable

@@ -14,7 +14,7 @@ from torch import fx
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.capture import Capture, GraphBeingBuilt
-from bert_ipu.simulator.graph.captured import CapturedTensor
+from bert_ipu.simulator.graph.captured_tensor import CapturedTensor
 from bert_ipu.simulator.graph.ir import IpuOp, Subgraph
 
 Body = Callable[..., Sequence[torch.Tensor]]

@@ -12,7 +12,7 @@ from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import value_reads
-from bert_ipu.simulator.graph.captured import CapturedTensor
+from bert_ipu.simulator.graph.captured_tensor import CapturedTensor
 from bert_ipu.simulator.graph.sources import describe
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise
-from bert_ipu.simulator.graph.captured import CapturedTensor
+from bert_ipu.simulator.graph.captured_tensor import CapturedTensor
 from bert_ipu.simulator.graph.ir import Program, Role
 from bert_ipu.simulator.graph.sources import describe
 from bert_ipu.simulator.graph.unsupported import way_around

@@ -15,7 +15,7 @@ from torch.nn import AdaptiveLogSoftmaxWithLoss, functional
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 
 from bert_ipu.simulator.errors import Error, poptorch_error
-from bert_ipu.simulator.graph.captured import DynamicShapeError
+from bert_ipu.simulator.graph.captured_tensor import DynamicShapeError
 from bert_ipu.simulator.graph.sources import Origin, describe, is_foreign
 
 _CHECKS = frozenset({functional.gaussian_nll_loss.__code__})

@@ -18,7 +18,7 @@ from ..executables.cache import Key, describe_differences
 from ..executables.container import Contents, UnusableFile
 from ..graph import capture
 from ..graph.annotations import Placement
-from ..graph.captured import CapturedTensor
+from ..graph.captured_tensor import CapturedTensor
 from ..graph.ir import Program
 from ..installation import current_params
 from ..runtime.engine import Executable

@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
 from ..graph.capture import Capture, current
-from ..graph.captured import IPU, CapturedTensor
+from ..graph.captured_tensor import IPU, CapturedTensor
 from ._logging import logger
 from .recording import is_recording
 
