@@ -21,7 +21,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from bert_ipu.simulator.runtime.half_partials import HalfPartials, tiles_of_depth
+from bert_ipu.simulator.runtime.depth_division import tiles_of_depth
+from bert_ipu.simulator.runtime.half_partials import HalfPartials
 from bert_ipu.simulator.runtime.native import load_kernels
 from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
 from bert_ipu.simulator.runtime.rounding import HALF_MAX

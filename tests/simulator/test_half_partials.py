@@ -15,8 +15,9 @@ from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
 from bert_ipu.simulator.custom_ops import registered_patterns
 from bert_ipu.simulator.params import SimulatorParams
+from bert_ipu.simulator.runtime.depth_division import PRODUCTS, TILES, tiles_for
 from bert_ipu.simulator.runtime.half_convolutions import convolution, convolution_backward
-from bert_ipu.simulator.runtime.half_partials import PRODUCTS, TILES, HalfPartials, tiles_for
+from bert_ipu.simulator.runtime.half_partials import HalfPartials
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.random import Draws, make_places, seed_key
 

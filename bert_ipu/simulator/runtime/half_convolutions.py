@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bert_ipu.simulator.runtime.half_partials import HalfPartials, tiles_of_depth
+from bert_ipu.simulator.runtime.depth_division import tiles_of_depth
+from bert_ipu.simulator.runtime.half_partials import HalfPartials
 from bert_ipu.simulator.runtime.random import Draws
 
 

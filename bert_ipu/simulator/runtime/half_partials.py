@@ -2,14 +2,12 @@
 
 Poplar's codelet adds up 16 products in float32 and adds that to an fp16 number in memory
 (`poplin/codelets/ConvPartial1x1Out.cpp`), so that each 16 of the reduced dimension end in a rounding.  The reduced
-dimension is divided over tiles, whose sums are added in float32.  Over how many is for Poplar's planner to say, which
-weighs cycles of arithmetic and of exchange; `tiles_of_depth` does so for a whole IPU, with the hardware's rates alone.
+dimension is divided over tiles (`depth_division.py`), whose sums are added in float32.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,70 +16,15 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
+from bert_ipu.simulator.runtime.depth_division import PRODUCTS, broadcast_lead
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.random import ROUNDING, Draws
 from bert_ipu.simulator.runtime.rounding import halves_of_spans, round_half, rounded_by
 
-PRODUCTS = 16
-"""Products that are added up in float32: the input channels of the matrix unit in fp16."""
 NUMBER = 4
 """Added to an operator's number for the draws of its partial sums; the rounding of its results takes those before."""
 TILE_ROWS, TILE_COLUMNS = 4, 32
 """Of the result, what one group of random words rounds once."""
-
-TILES = 1472
-"""Of an IPU of the second generation."""
-MULTIPLICATIONS_PER_CYCLE, CHANNELS = 64, 16
-"""Of a tile's matrix unit in fp16, which takes rows and columns of 16."""
-EXCHANGE_BYTES = 4
-"""That a tile receives per cycle (8 TB/s over all tiles at 1.33 GHz)."""
-ADDITIONS_PER_CYCLE = 4
-"""Of fp16 numbers, 64 bits at a time."""
-
-
-@functools.lru_cache(maxsize=4096)
-def tiles_of_depth(batches: int, rows: int, columns: int, depth: int) -> int:
-    """Over how many tiles the reduced dimension of a product [rows, depth] x [depth, columns] is divided.
-
-    The division with the fewest cycles for multiplying, receiving the operands, and receiving and adding the sums.
-    """
-    groups = math.ceil(depth / PRODUCTS)
-    apart = min(batches, TILES)
-    best = (math.inf, 1)
-    for shares in range(1, min(groups, TILES // apart) + 1):
-        tiles = TILES // (apart * shares)
-        fewest = min(
-            _cycles(math.ceil(rows / across), math.ceil(columns / (tiles // across)), depth, shares)
-            for across in range(1, tiles + 1)
-        )
-        best = min(best, (fewest, shares))
-    return best[1]
-
-
-def tiles_for(left: torch.Size, right: torch.Size) -> int:
-    """The same for operands of torch.matmul."""
-    columns = right[-1] if len(right) > 1 else 1
-    if len(right) <= 2:
-        return tiles_of_depth(1, math.prod(left[:-1]), columns, left[-1])
-    batches = math.prod(_lead(left, right))
-    return tiles_of_depth(batches, left[-2] if len(left) > 1 else 1, columns, left[-1])
-
-
-def _lead(left: torch.Size, right: torch.Size) -> torch.Size:
-    """The dimensions before those of the matrices, broadcast."""
-    lead: torch.Size = torch.broadcast_shapes(left[:-2], right[:-2])  # type: ignore[no-untyped-call]
-    return lead
-
-
-def _cycles(rows: int, columns: int, depth: int, shares: int) -> float:
-    """Of one tile with so many rows and columns of the result, and one of the shares of the depth."""
-    width = math.ceil(columns / CHANNELS) * CHANNELS
-    mine = math.ceil(math.ceil(depth / shares) / PRODUCTS) * PRODUCTS
-    cycles = rows * width * mine / MULTIPLICATIONS_PER_CYCLE + 2 * (rows + columns) * mine / EXCHANGE_BYTES
-    if shares > 1:
-        cycles += rows * columns * (2 / EXCHANGE_BYTES + 1 / ADDITIONS_PER_CYCLE)
-    return cycles
-
 
 class _Product(ctypes.Structure):
     """The kernel's `PartialsProduct`; strides count elements."""
@@ -164,7 +107,7 @@ def matmul(partials: HalfPartials, draws: Draws | None, tiles: int, a: Tensor, b
         rows = a.reshape(streams, -1, a.shape[-1])
         product = partials.multiply(rows, b.expand(streams, *b.shape), tiles, draws)
         return product.view(*a.shape[:-1], b.shape[1])
-    lead = _lead(a.shape, b.shape)
+    lead = broadcast_lead(a.shape, b.shape)
     left = a.expand(*lead, *a.shape[-2:]).reshape(-1, *a.shape[-2:])
     right = b.expand(*lead, *b.shape[-2:]).reshape(-1, *b.shape[-2:])
     return partials.multiply(left, right, tiles, draws).view(*lead, a.shape[-2], b.shape[-1])

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
 from bert_ipu.simulator.runtime import (
+    depth_division,
     exceptions,
     half_convolutions,
     half_partials,
@@ -280,7 +281,7 @@ def _tiles_of_depth(node: fx.Node) -> int:
     first = 1 if operators.operator_name(node.target) in half_partials.ADDED else 0
     left, right = (read.meta["val"] for read in node.args[first : first + 2])  # type: ignore[union-attr]
     right = right.t() if node.target is aten.linear.default else right
-    return half_partials.tiles_for(left.shape, right.shape)
+    return depth_division.tiles_for(left.shape, right.shape)
 
 
 def _is_row_loss(node: fx.Node) -> bool:
