@@ -43,6 +43,31 @@ def test_a_listed_activation_can_be_anchored() -> None:
     torch.testing.assert_close(trained(module, options).getAnchoredTensor("hidden"), expected)
 
 
+class Scoped(nn.Module):
+    """A name scope inside a module that is called inside two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Adding()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with poptorch.NameScope("outer"), poptorch.NameScope("second"):
+            return self.inner(x)
+
+
+class Adding(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        with poptorch.NameScope("within"):
+            return x + 1
+
+
+def test_name_scopes_and_modules_nest_in_names() -> None:
+    """PopTorch pushes both on one stack of scopes (`NameScopeHook`); its own test_name_scope expects such a prefix."""
+    model = poptorch.inferenceModel(Scoped())
+    model(X)
+    assert any(name.startswith("outer/second/inner/within/") for name in model.getTensorNames())
+
+
 def test_a_weight_has_a_name_before_and_after_its_update() -> None:
     options = Options()
     options.anchorTensor("before", "first.weight")

@@ -30,7 +30,8 @@ class Annotations:
 
     placement: Placement = field(default_factory=Placement)
     attributes: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    scopes: tuple[str, ...] = ()
+    scopes: tuple[tuple[int, str], ...] = ()
+    """The name scopes around it: the depth of the module that each was entered in, and its name."""
     multi_conv: Optional[int] = None
     """The number of the multi-convolution being recorded."""
 
@@ -39,9 +40,9 @@ class Annotations:
         self.placement = placement
 
     @contextmanager
-    def scoped(self, name: str) -> Iterator[None]:
-        """Names of tensors inside begin with `name`."""
-        outer, self.scopes = self.scopes, (*self.scopes, name)
+    def scoped(self, name: str, depth: int) -> Iterator[None]:
+        """Names of tensors inside have `name` after those of the first `depth` modules."""
+        outer, self.scopes = self.scopes, (*self.scopes, (depth, name))
         try:
             yield
         finally:
@@ -56,7 +57,7 @@ class Annotations:
         if self.attributes:
             meta["attrs"] = dict(self.attributes)
         if self.scopes:
-            meta["scope"] = "/".join(self.scopes)
+            meta["scopes"] = self.scopes
         if self.multi_conv is not None:
             meta["multi_conv"] = self.multi_conv
         return meta

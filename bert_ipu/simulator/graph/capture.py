@@ -168,6 +168,11 @@ class Capture:
         """Where the user's code is now, as messages have it."""
         return locate(self._modules).place
 
+    def module_depth(self) -> int:
+        """How many modules the user's code is in now, the root not counted."""
+        path = locate(self._modules).module
+        return len(path.split(".")) if path else 0
+
     def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
         """Which inputs the forward wrote in place, and their new values."""
         for index, tensor in enumerate(self._inputs):

@@ -1,7 +1,7 @@
 """Names of a program's tensors, for `getTensorNames` and anchors.
 
 Inputs, variables, `Gradient___` and `UpdatedVar___` are called as PopART calls them; other tensors by their
-module, with the operator and its number: "encoder/layer/0/linear:0".
+modules and name scopes, with the operator and its number: "encoder/layer/0/linear:0".
 """
 
 from __future__ import annotations
@@ -28,4 +28,6 @@ def tensors_by_name(program: Program) -> dict[str, fx.Node]:
 
 def _path(node: fx.Node) -> str:
     scopes = node.meta["module"].split(".") if node.meta.get("module") else []
+    for depth, name in reversed(node.meta.get("scopes", ())):
+        scopes.insert(depth, name)
     return "/".join([*scopes, f"{node.name}:0"])

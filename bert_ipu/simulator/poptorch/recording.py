@@ -44,12 +44,12 @@ def place(placement: Placement | None) -> None:
 
 @contextmanager
 def scoped(name: str) -> Iterator[None]:
-    """Put `name` before the names of what is recorded inside."""
-    found = current_annotations()
-    if found is None:
+    """Put `name` into the names of what is recorded inside, after the modules around it."""
+    current = capture.current()
+    if current is None:
         yield
     else:
-        with found.scoped(name):
+        with current.annotations.scoped(name, current.module_depth()):
             yield
 
 
