@@ -140,7 +140,23 @@ class Capture:
         self._mode = _CaptureMode(self)
         self.origin = Origin("", None, False)
 
-    # -- what the program is given -------------------------------------------------------------
+    # -- what is captured ------------------------------------------------------------------------
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Everything called inside is captured."""
+        token = _current.set(self)
+        logs, _INFERENCE_LOG.disabled = _INFERENCE_LOG.disabled, True
+        try:
+            with (
+                torch._C._AutoDispatchBelowAutograd(),
+                torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING),
+                self._mode,
+            ):
+                yield
+        finally:
+            _INFERENCE_LOG.disabled = logs
+            _current.reset(token)
 
     def declare(self, variables: Iterable[Variable]) -> None:
         """Make the model's parameters and buffers known; those that the forward reaches become placeholders."""
@@ -164,130 +180,7 @@ class Capture:
         self._inputs.append(made)
         return made
 
-    def place(self) -> str:
-        """Where the user's code is now, as messages have it."""
-        return locate(self._modules).place
-
-    def module_depth(self) -> int:
-        """How many modules the user's code is in now, the root not counted."""
-        path = locate(self._modules).module
-        return len(path.split(".")) if path else 0
-
-    def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
-        """Which inputs the forward wrote in place, and their new values."""
-        for index, tensor in enumerate(self._inputs):
-            if tensor.shown.storage.version:
-                yield index, tensor.shown.storage.node
-
-    def variables_written(self) -> Iterator[tuple[str, fx.Node]]:
-        """Which variables the forward wrote, and their new values."""
-        for declared in self._declared.values():
-            if declared.captured is not None and declared.captured.shown.storage.version:
-                yield declared.variable.name, declared.captured.shown.storage.node
-        yield from self._updates.items()
-
-    def update_at_end(self, variable: CapturedTensor, value: CapturedTensor) -> None:
-        """Give a variable a value that only the next run sees; nothing, for a tensor that is no variable.
-
-        So PopART updates running statistics (`VariableUpdateType::Copy`).
-        """
-        owner = variable.shown.storage.owner
-        if isinstance(owner, str):
-            self._updates[owner] = self._read(value)
-
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Everything called inside is captured."""
-        token = _current.set(self)
-        logs, _INFERENCE_LOG.disabled = _INFERENCE_LOG.disabled, True
-        try:
-            with (
-                torch._C._AutoDispatchBelowAutograd(),
-                torch._C._ExcludeDispatchKeyGuard(_VIEW_TRACKING),
-                self._mode,
-            ):
-                yield
-        finally:
-            _INFERENCE_LOG.disabled = logs
-            _current.reset(token)
-
-    # -- emitting ------------------------------------------------------------------------------
-
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record one operator on nodes, its value inferred: an `aliases.Emitter`."""
-        node = self._node(target, args, kwargs)
-        node.meta["val"] = self.program.infer(node)
-        return node
-
-    def constant(self, tensor: torch.Tensor) -> fx.Node:
-        """Enter a tensor of the host as a constant of the program."""
-        dtype = self._demote(tensor.dtype)
-        count = sum(v.role is Role.CONSTANT for v in self.program.variables.values())
-        value = tensor.detach().to(dtype).clone()
-        return self.program.add_variable(
-            Variable(f"constant_{count}", Role.CONSTANT, tuple(tensor.shape), dtype, value)
-        )
-
-    def emit(self, op: IpuOp, *args: Any, host_dtypes: tuple[torch.dtype, ...] = (), **kwargs: Any) -> Any:
-        """Record one of the IPU's own operators on the user's tensors; its results as the user sees them.
-
-        `host_dtypes`: the results' dtypes in the user's eyes, where the device's are narrower.
-        """
-        self.origin = locate(self._modules)
-        with torch._C.DisableTorchFunction():
-            args = tuple(self._operand(argument) for argument in args)
-            node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
-            if op is ops.custom_op:  # Its C++ may draw.
-                self._number(node)
-            return self._results(node, host_dtypes)
-
-    def mark(self, tensor: Any, key: str, value: Any) -> None:
-        """Attach a note to the operator that made a tensor: an entry of its `attrs`."""
-        tensor = self.recognise(tensor)
-        if isinstance(tensor, CapturedTensor):
-            attributes = tensor.shown.read(self).meta.setdefault("attrs", {})
-            attributes[key] = value
-
-    def node_of(self, tensor: Any) -> Optional[fx.Node]:
-        """The node of a tensor's current value; None for what is not on the IPU."""
-        tensor = self.recognise(tensor)
-        return tensor.shown.read(self) if isinstance(tensor, CapturedTensor) else None
-
-    def _results(self, node: fx.Node, host_dtypes: tuple[torch.dtype, ...]) -> Any:
-        value = node.meta["val"]
-        if isinstance(value, torch.Tensor):
-            dtype = host_dtypes[0] if host_dtypes else value.dtype
-            return self._wrap(self._fake(tuple(value.shape), dtype), View.whole(node))
-        items = [self(operator.getitem, node, index) for index in range(len(value))]
-        return tuple(self._results(item, host_dtypes[i : i + 1]) for i, item in enumerate(items))
-
-    def _node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        args, kwargs = fx.map_arg((args, kwargs), self.visible)  # type: ignore[assignment]
-        node = self.graphs[-1].graph.call_function(target, args, kwargs)
-        node.meta.update(self.annotations.meta())
-        node.meta.update({"module": self.origin.module, "source": self.origin.source})
-        node.meta.update({"pass": "forward", "context": "normal"})
-        if not torch.is_grad_enabled() and not self.origin.in_function:
-            node.meta["no_grad"] = True
-        return node
-
-    def visible(self, node: fx.Node) -> fx.Node:
-        """A node of an outer graph as the innermost body's placeholder for it; its own nodes as they are."""
-        level = next((i for i, built in enumerate(self.graphs) if built.graph is node.graph), None)
-        if level is None:
-            raise poptorch_error(
-                "A tensor made or written inside the body of a loop or branch is used outside it "
-                f"({self.origin.source}). Return it from the body."
-            )
-        for built in self.graphs[level + 1 :]:
-            node = built.imported(node)
-        return node
-
-    def _number(self, node: fx.Node) -> None:
-        node.meta["random"] = self._draws
-        self._draws += 1
-
-    # -- dispatching ---------------------------------------------------------------------------
+    # -- torch's operators -----------------------------------------------------------------------
 
     def dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run or record one operator the user's code calls."""
@@ -301,6 +194,7 @@ class Capture:
         return result
 
     def _dispatch(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The first that applies: a handler, a rewrite by hand, a write, a composite's parts; else it is recorded."""
         limits.check(self, func, args, kwargs)
         handler = HANDLERS.get(func)
         if handler is not None:
@@ -329,6 +223,7 @@ class Capture:
     def record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Enter one functional operator; its results as the user's tensors."""
         args, kwargs = _map((args, kwargs), lambda leaf: self._operand(leaf, func))
+        # `fakes` have the dtypes that the user's code sees, `value` those of the device.
         fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
         value = _map(fakes, self._device_value)
         nodes, options = _map(args, self._read), self._device_options(func, _map(kwargs, self._read), value)
@@ -347,6 +242,25 @@ class Capture:
         except RuntimeError as error:
             error.add_note(f"It is raised by {describe(func, self.origin)}.")
             raise
+
+    def _device_value(self, leaf: Any) -> Any:
+        if not isinstance(leaf, FakeTensor):
+            return leaf
+        dtype = self._demote(leaf.dtype)
+        return leaf if dtype == leaf.dtype else self._fake(tuple(leaf.shape), dtype)
+
+    def _demote(self, dtype: torch.dtype) -> torch.dtype:
+        try:
+            return device_dtype(dtype)
+        except TypeError as error:
+            raise poptorch_error(f"{error} ({self.origin.source}).") from error
+
+    def _device_options(self, func: OpOverload, kwargs: dict[str, Any], result: Any) -> dict[str, Any]:
+        """Keyword arguments without those of the host; the dtype of what is made from nothing is explicit."""
+        options = {key: value for key, value in kwargs.items() if key not in _HOST_OPTIONS}
+        if "device" in kwargs and isinstance(result, torch.Tensor) and normalise.takes_dtype(func):
+            options["dtype"] = result.dtype
+        return options
 
     def _wrap_results(self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fakes: Any) -> Any:
         if isinstance(fakes, FakeTensor):
@@ -368,6 +282,7 @@ class Capture:
     def _wrap_result(
         self, func: OpOverload, args: Any, kwargs: Any, node: fx.Node, fake: FakeTensor, item: Optional[int]
     ) -> CapturedTensor:
+        """One result; it shows the memory of the first operand where torch made it a view of that."""
         if 0 in fake.shape and item is None:  # Batch norm's unused statistics are empty.
             raise poptorch_error(
                 f"Zero-sized tensors are unsupported (Got shape {list(fake.shape)}). It is the result of "
@@ -399,10 +314,6 @@ class Capture:
             self.write(target, functional(*args, **kwargs))
         return target
 
-    def new_tensor(self, node: fx.Node, dtype: torch.dtype) -> CapturedTensor:
-        """A node's value as a tensor of the user, with memory of its own."""
-        return self._wrap(self._fake(tuple(node.meta["val"].shape), dtype), View.whole(node))
-
     def write(self, target: CapturedTensor, value: CapturedTensor) -> None:
         """Make `value` the contents of `target`, as `copy_` does."""
         if value.dtype != target.dtype:
@@ -413,28 +324,86 @@ class Capture:
         unrecorded = self.program.training and (target.shown.detached or not gradients)
         target.shown.write(self, self._read(value), unrecorded)
 
-    # -- tensors -------------------------------------------------------------------------------
+    def _concerns_ipu(self, args: Any, kwargs: Any) -> bool:
+        return any(
+            isinstance(leaf, CapturedTensor) or (isinstance(leaf, torch.device) and leaf.type == "ipu")
+            for leaf in _leaves((args, kwargs))
+        )
 
-    def copy_of(self, tensor: CapturedTensor) -> CapturedTensor:
-        """A new tensor, with memory of its own, of the same value: values never change, so this takes no operator."""
-        with self.program.fake_mode:
-            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        return self._wrap(fake, View.whole(self._read(tensor)))  # type: ignore[arg-type]
+    # -- the IPU's own operators -----------------------------------------------------------------
 
-    def lift(self, tensor: torch.Tensor, dtype: Optional[torch.dtype] = None) -> CapturedTensor:
-        """A tensor of the host as a constant of the program."""
-        tensor = tensor if dtype is None else tensor.to(dtype)
-        return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
+    def emit(self, op: IpuOp, *args: Any, host_dtypes: tuple[torch.dtype, ...] = (), **kwargs: Any) -> Any:
+        """Record one of the IPU's own operators on the user's tensors; its results as the user sees them.
 
-    def _operand(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
-        """An operand as a tensor of the program; raises Error for one that the user left on the CPU."""
-        leaf = self.recognise(leaf)
-        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
-            return leaf
-        is_number = leaf.dim() == 0 and func in normalise.ASSIGNMENTS  # `x[...] = 1`
-        if self._cpu_means_constant or is_number:
-            return self.lift(leaf)
-        raise left_on_cpu(leaf, func, self.origin)
+        `host_dtypes`: the results' dtypes in the user's eyes, where the device's are narrower.
+        """
+        self.origin = locate(self._modules)
+        with torch._C.DisableTorchFunction():
+            args = tuple(self._operand(argument) for argument in args)
+            node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
+            if op is ops.custom_op:  # Its C++ may draw.
+                self._number(node)
+            return self._results(node, host_dtypes)
+
+    def _results(self, node: fx.Node, host_dtypes: tuple[torch.dtype, ...]) -> Any:
+        value = node.meta["val"]
+        if isinstance(value, torch.Tensor):
+            dtype = host_dtypes[0] if host_dtypes else value.dtype
+            return self._wrap(self._fake(tuple(value.shape), dtype), View.whole(node))
+        items = [self(operator.getitem, node, index) for index in range(len(value))]
+        return tuple(self._results(item, host_dtypes[i : i + 1]) for i, item in enumerate(items))
+
+    def mark(self, tensor: Any, key: str, value: Any) -> None:
+        """Attach a note to the operator that made a tensor: an entry of its `attrs`."""
+        tensor = self.recognise(tensor)
+        if isinstance(tensor, CapturedTensor):
+            attributes = tensor.shown.read(self).meta.setdefault("attrs", {})
+            attributes[key] = value
+
+    # -- nodes -----------------------------------------------------------------------------------
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record one operator on nodes, its value inferred: an `aliases.Emitter`."""
+        node = self._node(target, args, kwargs)
+        node.meta["val"] = self.program.infer(node)
+        return node
+
+    def constant(self, tensor: torch.Tensor) -> fx.Node:
+        """Enter a tensor of the host as a constant of the program."""
+        dtype = self._demote(tensor.dtype)
+        count = sum(v.role is Role.CONSTANT for v in self.program.variables.values())
+        value = tensor.detach().to(dtype).clone()
+        return self.program.add_variable(
+            Variable(f"constant_{count}", Role.CONSTANT, tuple(tensor.shape), dtype, value)
+        )
+
+    def _node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
+        args, kwargs = fx.map_arg((args, kwargs), self.visible)  # type: ignore[assignment]
+        node = self.graphs[-1].graph.call_function(target, args, kwargs)
+        node.meta.update(self.annotations.meta())
+        node.meta.update({"module": self.origin.module, "source": self.origin.source})
+        node.meta.update({"pass": "forward", "context": "normal"})
+        if not torch.is_grad_enabled() and not self.origin.in_function:
+            node.meta["no_grad"] = True
+        return node
+
+    def visible(self, node: fx.Node) -> fx.Node:
+        """A node of an outer graph as the innermost body's placeholder for it; its own nodes as they are."""
+        level = next((i for i, built in enumerate(self.graphs) if built.graph is node.graph), None)
+        if level is None:
+            raise poptorch_error(
+                "A tensor made or written inside the body of a loop or branch is used outside it "
+                f"({self.origin.source}). Return it from the body."
+            )
+        for built in self.graphs[level + 1 :]:
+            node = built.imported(node)
+        return node
+
+    def _number(self, node: fx.Node) -> None:
+        node.meta["random"] = self._draws
+        self._draws += 1
+
+    # -- tensors ---------------------------------------------------------------------------------
 
     def recognise(self, leaf: Any) -> Any:
         """A parameter or buffer as the captured tensor it is; anything else as it came."""
@@ -452,12 +421,20 @@ class Capture:
         node = self.program.add_variable(variable)
         return self._wrap(self._fake(variable.shape, tensor.dtype), View.whole(node, variable.name))
 
-    def _wrap(self, fake: FakeTensor, view: View) -> CapturedTensor:
-        return CapturedTensor(fake, view, self)
+    def lift(self, tensor: torch.Tensor, dtype: Optional[torch.dtype] = None) -> CapturedTensor:
+        """A tensor of the host as a constant of the program."""
+        tensor = tensor if dtype is None else tensor.to(dtype)
+        return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
 
-    def _fake(self, shape: tuple[int, ...], dtype: torch.dtype) -> FakeTensor:
-        with self.program.fake_mode:
-            return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[return-value]
+    def _operand(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
+        """An operand as a tensor of the program; raises Error for one that the user left on the CPU."""
+        leaf = self.recognise(leaf)
+        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, CapturedTensor):
+            return leaf
+        is_number = leaf.dim() == 0 and func in normalise.ASSIGNMENTS  # `x[...] = 1`
+        if self._cpu_means_constant or is_number:
+            return self.lift(leaf)
+        raise left_on_cpu(leaf, func, self.origin)
 
     def _read(self, leaf: Any) -> Any:
         """A captured tensor's node with its current value; dtypes as the device has them."""
@@ -469,30 +446,60 @@ class Capture:
             return leaf.shown.read(self)
         return self._demote(leaf) if isinstance(leaf, torch.dtype) else leaf
 
-    def _device_value(self, leaf: Any) -> Any:
-        if not isinstance(leaf, FakeTensor):
-            return leaf
-        dtype = self._demote(leaf.dtype)
-        return leaf if dtype == leaf.dtype else self._fake(tuple(leaf.shape), dtype)
+    def new_tensor(self, node: fx.Node, dtype: torch.dtype) -> CapturedTensor:
+        """A node's value as a tensor of the user, with memory of its own."""
+        return self._wrap(self._fake(tuple(node.meta["val"].shape), dtype), View.whole(node))
 
-    def _device_options(self, func: OpOverload, kwargs: dict[str, Any], result: Any) -> dict[str, Any]:
-        """Keyword arguments without those of the host; the dtype of what is made from nothing is explicit."""
-        options = {key: value for key, value in kwargs.items() if key not in _HOST_OPTIONS}
-        if "device" in kwargs and isinstance(result, torch.Tensor) and normalise.takes_dtype(func):
-            options["dtype"] = result.dtype
-        return options
+    def copy_of(self, tensor: CapturedTensor) -> CapturedTensor:
+        """A new tensor, with memory of its own, of the same value: values never change, so this takes no operator."""
+        with self.program.fake_mode:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        return self._wrap(fake, View.whole(self._read(tensor)))  # type: ignore[arg-type]
 
-    def _demote(self, dtype: torch.dtype) -> torch.dtype:
-        try:
-            return device_dtype(dtype)
-        except TypeError as error:
-            raise poptorch_error(f"{error} ({self.origin.source}).") from error
+    def _wrap(self, fake: FakeTensor, view: View) -> CapturedTensor:
+        return CapturedTensor(fake, view, self)
 
-    def _concerns_ipu(self, args: Any, kwargs: Any) -> bool:
-        return any(
-            isinstance(leaf, CapturedTensor) or (isinstance(leaf, torch.device) and leaf.type == "ipu")
-            for leaf in _leaves((args, kwargs))
-        )
+    def _fake(self, shape: tuple[int, ...], dtype: torch.dtype) -> FakeTensor:
+        with self.program.fake_mode:
+            return torch.empty(shape, dtype=dtype, device="cpu")  # type: ignore[return-value]
+
+    # -- what has been captured ------------------------------------------------------------------
+
+    def node_of(self, tensor: Any) -> Optional[fx.Node]:
+        """The node of a tensor's current value; None for what is not on the IPU."""
+        tensor = self.recognise(tensor)
+        return tensor.shown.read(self) if isinstance(tensor, CapturedTensor) else None
+
+    def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
+        """Which inputs the forward wrote in place, and their new values."""
+        for index, tensor in enumerate(self._inputs):
+            if tensor.shown.storage.version:
+                yield index, tensor.shown.storage.node
+
+    def variables_written(self) -> Iterator[tuple[str, fx.Node]]:
+        """Which variables the forward wrote, and their new values."""
+        for declared in self._declared.values():
+            if declared.captured is not None and declared.captured.shown.storage.version:
+                yield declared.variable.name, declared.captured.shown.storage.node
+        yield from self._updates.items()
+
+    def update_at_end(self, variable: CapturedTensor, value: CapturedTensor) -> None:
+        """Give a variable a value that only the next run sees; nothing, for a tensor that is no variable.
+
+        So PopART updates running statistics (`VariableUpdateType::Copy`).
+        """
+        owner = variable.shown.storage.owner
+        if isinstance(owner, str):
+            self._updates[owner] = self._read(value)
+
+    def place(self) -> str:
+        """Where the user's code is now, as messages have it."""
+        return locate(self._modules).place
+
+    def module_depth(self) -> int:
+        """How many modules the user's code is in now, the root not counted."""
+        path = locate(self._modules).module
+        return len(path.split(".")) if path else 0
 
 
 _HOST_OPTIONS = ("device", "pin_memory", "layout", "memory_format", "non_blocking")
