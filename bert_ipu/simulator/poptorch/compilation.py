@@ -20,10 +20,11 @@ from ..graph import capture
 from ..graph.annotations import Placement
 from ..graph.captured_tensor import CapturedTensor
 from ..graph.ir import Program
+from ..graph.program_text import held_by_ipus, program_text
 from ..installation import current_params
 from ..runtime.engine import Executable
 from . import devices, session_options, wrapping
-from ._logging import logger
+from ._logging import TRACE, compiler_logger, logger
 from .arguments import Arguments
 from .captured_program import CapturedProgram, read_captured
 from .compile_request import Subject, compile_request, execution_settings
@@ -81,8 +82,19 @@ def _make_session(subject: Subject, make_program: Callable[[Subject], CapturedPr
     ipus = devices.reserved_ipus(program, options)
     devices.check_pipeline(program, options)
     executable = Executable(program, execution_settings(options), params)
+    _show(program, executable)
     progress(3, 3)
     return Compiled(Session(program, executable, ipus, options), captured)
+
+
+def _show(program: Program, executable: Executable) -> None:
+    """Log what the IPUs hold; at the level of PopTorch's own graphs, what was compiled, and the code that runs."""
+    for line in held_by_ipus(program):
+        compiler_logger.info("%s; activations and code come on top", line)
+    if compiler_logger.isEnabledFor(TRACE):
+        compiler_logger.log(TRACE, "Compiled program:\n%s", program_text(program))
+        for title, source in executable.sources().items():
+            compiler_logger.log(TRACE, "Code of the %s:\n%s", title, source)
 
 
 def check_initialised(model: Any) -> None:

@@ -102,6 +102,13 @@ class Executable:
         )
         self._invariants: list[tuple[Any, ...]] | None = None
 
+    def sources(self) -> dict[str, str]:
+        """The generated Python code by what it does; nothing on the null device."""
+        if self.params.is_null:
+            return {}
+        update = {} if self.update is None else {"weight update": self.update.source}
+        return {"micro-batch": self.micro.source, **update}
+
     # -- variables -------------------------------------------------------------------------------
 
     def load_variable(self, name: str, tensor: Tensor) -> None:
