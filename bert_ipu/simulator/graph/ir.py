@@ -375,7 +375,7 @@ class Program:
         assert len(self.results()) == len(self.outputs), "one OutputSpec per output"
 
     def format(self) -> str:
-        """A readable listing: one line per variable, input and operator."""
+        """A readable listing: a line for each variable, input and operator; `docs/tour.md` reads one."""
         lines = [f"program: {'training' if self.training else 'inference'}"]
         for node in self.graph.nodes:
             lines.append(_format_node(node))
@@ -492,7 +492,8 @@ def _format_node(node: fx.Node) -> str:
     arguments = [str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()]
     place = " ".join(f"{key}={node.meta[key]}" for key in PLACEMENT if node.meta.get(key) is not None)
     where = " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
-    note = " ".join(part for part in (node.meta.get("pass", ""), place, where) if part)
+    context = "outer" if is_outer(node) else ""
+    note = " ".join(part for part in (node.meta.get("pass", ""), context, place, where) if part)
     return f"  %{node.name}: {shape} = {name}({', '.join(arguments)})  # {note}"
 
 
