@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import custom_gradients, gradients, limits, ops, traced_gradients
+from bert_ipu.simulator.graph import custom_gradients, gradients, limits, ops, overlapped_io, traced_gradients
 from bert_ipu.simulator.graph.autodiff import Backward, GradientRule, differentiate
 from bert_ipu.simulator.graph.capture import Capture
 from bert_ipu.simulator.graph.dtypes import device_dtype
@@ -175,6 +175,7 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
         raise poptorch_error(replaced)
     _add_results(program, capture, results)
     limits.check_results(program)
+    overlapped_io.settle(program)
     return list(capture.variables_written())
 
 

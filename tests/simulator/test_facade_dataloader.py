@@ -163,3 +163,19 @@ def test_the_worker_ends_when_its_reader_dies() -> None:
     while _runs(worker) and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not _runs(worker)
+
+
+def test_a_dataset_too_small_for_its_processes_is_refused() -> None:
+    """PopTorch divides by the empty share that each process would get."""
+    with pytest.raises(poptorch.Error, match="7 elements is too small for 2 processes, which take 4 each"):
+        poptorch.DataLoader(_options(iterations=2, processes=2), Numbers(7), batch_size=2)
+    options = _options(iterations=2, processes=2)
+    assert _rows(poptorch.DataLoader(options, Numbers(7), batch_size=2, drop_last=False)) == [0, 1, 2, 3]
+
+
+def test_a_shuffled_share_shifts_by_what_one_share_leaves_over() -> None:
+    """`num_elts % per_proc` of PopTorch's `_SubDataset`: 15 rows by steps of 4 for 2 processes leave 15 % 4 = 3."""
+    options = _options(processes=2, seed=1)
+    loader = poptorch.DataLoader(options, Numbers(15), batch_size=4, shuffle=True)
+    order = torch.randperm(15, generator=torch.Generator().manual_seed(1)).tolist()
+    assert _rows(loader) == order[3:7]

@@ -127,16 +127,6 @@ def test_a_damaged_or_older_file_is_refused(tmp_path: Path, damage: Any, said: s
             load(str(path))
 
 
-def test_a_file_of_another_release_is_refused(tmp_path: Path) -> None:
-    path = str(tmp_path / "model.poptorch")
-    trained = _trainer()
-    trained.compile(X, LABELS)
-    trained._poptorch_version = "2.0.0"
-    trained.save(path)
-    with pytest.raises(poptorch.Error, match=r"created with version: 2.0.0 and this is version 3.4.0"):
-        poptorch.load(path)
-
-
 def test_a_program_with_a_part_on_the_host_is_compiled_again(tmp_path: Path, capfd: Any) -> None:
     path = str(tmp_path / "model.poptorch")
     executor = poptorch.inferenceModel(_OnTheHost(), _options())

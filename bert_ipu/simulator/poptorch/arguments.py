@@ -62,9 +62,7 @@ class Arguments:
 
 
 def _match(name: str, compiled: Any, given: Any) -> None:
-    # A parameter and a plain tensor are the same to the device.
-    both_tensors = isinstance(compiled, torch.Tensor) and isinstance(given, torch.Tensor)
-    if type(compiled) is not type(given) and not both_tensors:
+    if type(compiled) is not type(given):
         raise poptorch_error(
             f"Type mismatch for {name}: expected {type(compiled)} but got {type(given)}.{_MISMATCH}"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -79,6 +80,8 @@ def _make_session(subject: Subject, make_program: Callable[[Subject], CapturedPr
         params = dataclasses.replace(params, device="null")
     devices.check_blocks(program)
     devices.check_stage_order(program, options)
+    devices.check_phases(program, options)
+    devices.check_overlap(program, options)
     ipus = devices.reserved_ipus(program, options)
     devices.check_pipeline(program, options)
     executable = Executable(program, execution_settings(options), params)
@@ -140,7 +143,13 @@ def _captured_program(subject: Subject) -> CapturedProgram:
         return CapturedProgram(program, forward.returned)
 
     folder = cache_folder(subject.options)
-    return compile_() if folder is None else cached_program(folder, subject, request, compile_)
+    if folder is not None:
+        return cached_program(folder, subject, request, compile_)
+    if subject.options.Distributed.numProcesses > 1:
+        logger.warning(
+            "Use poptorch.Options.enableExecutableCaching() to avoid compiling the model once per process"
+        )
+    return compile_()
 
 
 @contextmanager
@@ -161,8 +170,8 @@ def _warn_of_what_follows_the_loss(program: Program) -> None:
         schema = getattr(user.target, "_schema", None)
         if user.meta.get("pass") == "forward" and schema is not None and schema.name in _ARITHMETIC:
             logger.warning(
-                "The result of the loss function at %s is minimised; what is computed from it at %s changes nothing in "
-                "training. Wrap the value to minimise in poptorch.identity_loss.",
+                "The result of the loss function at %s is minimised; what is computed from it at %s, as label "
+                "smoothing is, changes nothing in training. Wrap the value to minimise in poptorch.identity_loss.",
                 program.loss.meta.get("source"),  # type: ignore[union-attr]
                 user.meta.get("source"),
             )
@@ -214,7 +223,9 @@ class _FlatForward:
             if _is_on_ipu(output):
                 yield output
             else:
-                logger.warning("Output expected to be on the IPU but is on %s", output.device.type)
+                warnings.warn(
+                    f"Output expected to be on the IPU but is on {output.device.type}", stacklevel=2
+                )
 
 
 def _placeholder(tensor: torch.Tensor) -> torch.Tensor:

@@ -166,6 +166,12 @@ def _optimizer_groups(subject: Subject) -> dict[str, int]:
         for parameter in group["params"]
     }
     named = parameters_and_buffers(subject.model)
+    strangers = group_of.keys() - {id(tensor) for tensor in named.values()}
+    if strangers:
+        raise KeyError(
+            f"{len(strangers)} parameters of the optimizer are none of the model's: make the optimizer of the "
+            "parameters of the model that is trained."
+        )
     return {name: group_of[id(tensor)] for name, tensor in named.items() if id(tensor) in group_of}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..errors import poptorch_error
 from ..graph import capture
 from ..graph import ops as ipu
 from ..graph.dtypes import device_dtype
@@ -18,6 +19,9 @@ class CPU:
 
     Its shapes and dtypes are found by one call on zeros while the model is compiled. No gradient passes.
     """
+
+    _entered = False
+    """One is asked for its shapes now, while a model is compiled."""
 
     def __init__(self, layer_to_call: Callable[..., Any], ID: str) -> None:
         self._layer_to_call = layer_to_call
@@ -41,10 +45,16 @@ class CPU:
         return tuple(self.outputs)
 
     def __call__(self, *input: torch.Tensor, **kwargs: Any) -> Any:
+        if CPU._entered:
+            raise poptorch_error(f"CPU ops must not overlap: '{self._ID}' is called inside another one.")
         if not recording.is_recording():
             return self._layer_to_call(*input)
-        with capture.suspended():
-            examples = self._layer_to_call(*(torch.zeros(each.shape, dtype=each.dtype) for each in input))
+        CPU._entered = True
+        try:
+            with capture.suspended():
+                examples = self._layer_to_call(*(torch.zeros(each.shape, dtype=each.dtype) for each in input))
+        finally:
+            CPU._entered = False
         single = not isinstance(examples, (list, tuple))
         examples = [examples] if single else list(examples)
         outputs = recording.emit(

@@ -33,8 +33,13 @@ class _ProcessShare:
         self._left_over = 0
         if drop_last:
             self._length = step * (count // (step * processes))
+            if not self._length:
+                raise poptorch_error(
+                    f"A dataset of {count} elements is too small for {processes} processes, which take {step} each at "
+                    "every step: use fewer processes or drop_last=False."
+                )
             self._start = process * self._length
-            self._left_over = count - processes * self._length
+            self._left_over = count % self._length
         else:
             lengths = [count // processes + (each < count % processes) for each in range(processes)]
             self._length = lengths[process]

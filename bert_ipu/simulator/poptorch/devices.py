@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from torch import fx
 
 from ..errors import Error
-from ..graph import ops
+from ..graph import ops, overlapped_io
 from ..graph.ir import Program
 from ._logging import TRACE, compiler_logger
-from .enums import ConnectionType
-from .options import Options, PipelinedExecution, ShardedExecution
+from .enums import ConnectionType, OutputMode
+from .options import Options, ParallelPhasedExecution, PipelinedExecution, ShardedExecution
 from .recording import NO_BLOCK
 
 MAX_IPUS = 64
@@ -73,6 +74,41 @@ def _described(node: fx.Node) -> str:
     return f"{name} of block '{block}' ({place})"
 
 
+def check_overlap(program: Program, options: Options) -> None:
+    """Raise Error where inputs or results are to be transferred while an IPU computes, and the options forbid it."""
+    if not overlapped_io.overlaps(program):
+        return
+    strategy = options._execution_strategy
+    if isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution):
+        raise _error(
+            "Overlapped IO is not supported with poptorch.PipelinedExecution. If you are using only one IPU, please "
+            "switch to poptorch.ShardedExecution."
+        )
+    if not options.TensorLocations.exists("numIOTiles"):
+        raise _error(
+            "No IO tiles allocated. You must allocate at least 32 IO tiles using "
+            "poptorch.Options().TensorLocations.numIOTiles."
+        )
+    if options.output_mode not in (OutputMode.All.value, OutputMode.Sum.value):
+        raise _error(
+            "Unsupported output mode for overlapped IO. Please switch output mode to poptorch.OutputMode.All or "
+            "poptorch.OutputMode.Sum."
+        )
+
+
+def check_phases(program: Program, options: Options) -> None:
+    """Raise Error for a parallel phase on the other group's IPUs."""
+    if not isinstance(options._execution_strategy, ParallelPhasedExecution):
+        return
+    for node in program.operators():
+        ipu, phase = node.meta.get("ipu"), node.meta.get("phase")
+        if node.meta.get("pass") == "forward" and ipu is not None and phase is not None and (ipu - phase) % 2:
+            raise _error(
+                "When phases are executed in parallel: even phases must run on even IPUs and odd phases on odd IPUs. "
+                f"Phase {phase} has block '{node.meta.get('block')}' on IPU {ipu}."
+            )
+
+
 def check_pipeline(program: Program, options: Options) -> None:
     """Raise Error where a pipeline has more stages than micro-batches to fill it."""
     strategy = options._execution_strategy
@@ -97,10 +133,30 @@ def check_pipeline(program: Program, options: Options) -> None:
         )
 
 
+def model_is_asked_for() -> bool:
+    """Whether POPTORCH_IPU_MODEL asks for the IPU Model; options that say what to use come before it."""
+    return int(os.environ.get("POPTORCH_IPU_MODEL", "0")) != 0
+
+
+IPU_VERSIONS = (1, 2, 21)
+"""What `Options.useOfflineIpuTarget` may compile for."""
+
+
 def _is_device(options: Options) -> bool:
     """Whether the target is a device, rather than the IPU Model or one that is only compiled for."""
-    is_model = options.exists("use_model") and options.use_model
-    if options.connection_type != ConnectionType.Never:
+    is_model = options.use_model if options.exists("use_model") else model_is_asked_for()
+    offline = options.connection_type == ConnectionType.Never
+    popart = options._Popart.options
+    if (is_model or offline) and popart["instrumentWithHardwareCycleCounter"]:
+        raise _error(
+            "Cycle count logging is only supported on actual IPU hardware: leave logCycleCount() out for "
+            f"{'the IPU model' if is_model else 'an offline target'}."
+        )
+    if is_model and popart.get("enableEngineCaching"):
+        compiler_logger.warning(
+            "enableExecutableCaching doesn't work with Graphcore's IPU model; the simulator keeps its programs anyway"
+        )
+    if not offline:
         return not is_model
     if is_model:
         raise _error(
@@ -108,6 +164,11 @@ def _is_device(options: Options) -> bool:
         )
     if options.exists("ipu_id"):
         raise _error("Offline compilation targeting a specific id not supported: leave useIpuId() out.")
+    if options.exists("ipu_version") and options.ipu_version not in IPU_VERSIONS:
+        raise _error(
+            f"Failed to create offline IPU device: there is no IPU of version {options.ipu_version}. "
+            f"useOfflineIpuTarget() takes {', '.join(map(str, IPU_VERSIONS))}."
+        )
     return False
 
 

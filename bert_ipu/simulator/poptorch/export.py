@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,14 +97,17 @@ def _inputs_document(inputs: Arguments) -> dict[str, bytes]:
         return {"pickled inputs": pickle.dumps(parts, protocol=4)}
 
 
-def read(filename: str, version: str) -> Contents:
-    """The contents of a file. Raises Error for a file of another kind or version, or a damaged one."""
+def read(filename: str, version: str, wrong_version: Callable[[str], Exception] = poptorch_error) -> Contents:
+    """The contents of a file.
+
+    Raises Error for a file of another kind, or a damaged one, and `wrong_version` for one of another version.
+    """
     try:
         contents = container.read(Path(filename))
     except UnusableFile as error:
         raise poptorch_error(f"Invalid file {filename}: {error}") from error
     if contents.headers.get("version") != version:
-        raise poptorch_error(
+        raise wrong_version(
             f"Invalid file {filename}: PopTorch version mismatch: File was created with version: "
             f"{contents.headers.get('version')} and this is version {version}"
         )

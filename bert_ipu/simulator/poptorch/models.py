@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from . import export, wrapping
-from .devices import MAX_IPUS
+from .devices import MAX_IPUS, model_is_asked_for
 from .executor import PoplarExecutor
 from .options import Options
 
@@ -50,7 +50,7 @@ def inferenceModel(model: Any, options: Options | None = None) -> PoplarExecutor
 
 def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -> PoplarExecutor:
     """The model that `save` wrote, compiled; `edit_opts_fn` may change its options first."""
-    contents = export.read(filename, VERSION)
+    contents = export.read(filename, VERSION, AssertionError)
     saved = export.saved_model(contents, filename)
     if edit_opts_fn is not None:
         edit_opts_fn(saved.options)
@@ -66,10 +66,11 @@ def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -
 
 
 def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
-    """Whether so many IPUs can be had: the simulator stands for a Pod64."""
-    return num_ipus <= MAX_IPUS
+    """Whether so many IPUs can be had: the simulator stands for a Pod64, unless POPTORCH_IPU_MODEL is set."""
+    return num_ipus <= MAX_IPUS and not model_is_asked_for()
 
 
 def ipuHardwareVersion() -> int:
-    """The version of the simulated IPU: 2, a Mk2."""
+    """The version of the simulated IPU: 2, a Mk2. Raises AssertionError where POPTORCH_IPU_MODEL is set."""
+    assert not model_is_asked_for(), "No IPU hardware available on this system: POPTORCH_IPU_MODEL is set"
     return 2

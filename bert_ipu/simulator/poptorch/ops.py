@@ -210,6 +210,23 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
     return out[0] if len(out) == 1 else out
 
 
+def _check_serialization(lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int) -> None:
+    """PopART's `MatMulOp::setup`."""
+    sizes = {
+        MatMulSerializationMode.InputChannels: ("input channels", lhs.shape[-2:-1]),
+        MatMulSerializationMode.ReducingDim: ("reducing", lhs.shape[-1:]),
+        MatMulSerializationMode.OutputChannels: ("output channels", rhs.shape[-1:]),
+    }
+    if mode not in sizes:
+        return
+    dimension, size = sizes[mode]
+    if factor < 1 or any(rows % factor for rows in size):
+        raise poptorch_error(
+            f"Invalid serialisation factor {factor} for the {dimension} dimension {list(size)}: it must be a positive "
+            "integer of which the dimension is a multiple."
+        )
+
+
 def serializedMatMul(
     lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int = 0, keep_precision: bool = False
 ) -> Tensor:
@@ -217,6 +234,8 @@ def serializedMatMul(
     assert isinstance(keep_precision, bool)
     assert isinstance(factor, int)
     assert isinstance(mode, MatMulSerializationMode)
+    if is_recording():
+        _check_serialization(lhs, rhs, mode, factor)
     serialization = {"mode": mode.value, "factor": factor, "keep_precision": keep_precision}
     return mark(torch.matmul(lhs, rhs), "serialization", serialization)  # type: ignore[no-any-return]
 
@@ -224,13 +243,19 @@ def serializedMatMul(
 def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
     """Limit the temporary memory of the operator that made the tensor; changes no result."""
     _check_tensor(tensor, "You may only set available memory for torch.tensor values.")
+    if is_recording() and not 0 < available_memory_proportion <= 1:
+        raise poptorch_error(
+            f"availableMemoryProportion must be in (0,1], not {available_memory_proportion}."
+        )
     return mark(tensor, "available_memory_proportion", available_memory_proportion)  # type: ignore[no-any-return]
 
 
 def _set_overlap(tensors: Any, mode: OverlapMode, direction: str) -> Any:
     def set_one(tensor: Any) -> Any:
         _check_tensor(tensor, f"You may only set overlap for torch.tensor {direction}s.")
-        return mark(tensor, f"overlap_{direction}", mode.value)
+        if not is_recording():
+            return tensor
+        return mark(emit(ipu.nop, tensor), f"overlap_{direction}", mode.value)
 
     return reconstructTensorStructure(tensors, map(set_one, flattenTensorStructure(tensors)))
 
@@ -346,6 +371,11 @@ def nearest(
     """For each row of `x`, the index of the nearest row of `y` in the same batch."""
     _check_tensor(x, "`nearest` must take a torch.tensor `x` input.")
     _check_tensor(y, "`nearest` must take a torch.tensor `y` input.")
+    if not all(isinstance(batch, (list, Tensor, type(None))) for batch in (batch_x, batch_y)):
+        raise poptorch_error(
+            f"`batch_x` and `batch_y` must be torch.Tensors or lists while `batch_x` is of type {type(batch_x)} and "
+            f"`batch_y` is of type {type(batch_y)}."
+        )
     distance = torch.cdist(x, y)
     batches = [
         torch.as_tensor([] if batch is None else batch, device=distance.device)

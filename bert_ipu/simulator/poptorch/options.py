@@ -69,6 +69,11 @@ class Attribute:
     def __enter__(self) -> None:
         self._saved = copy.deepcopy(Attribute._current_attrs)
         for name, values in self._kwargs.items():
+            for key, value in values.items():
+                if not isinstance(key, str) or not isinstance(value, str):
+                    raise RuntimeError(
+                        f"Attribute {name}: {key!r} and its value {value!r} must be of type 'str'."
+                    )
             Attribute._current_attrs.setdefault(name, {}).update(values)
         self._announce()
 
@@ -347,7 +352,7 @@ class Options(OptionsDict):
         if path is None:
             self._Popart.set("enableEngineCaching", False)
         else:
-            self._Popart.set("cachePath", str(path))
+            self._Popart.set("cachePath", path)
             self._Popart.set("enableEngineCaching", True)
         return self
 

@@ -125,6 +125,7 @@ _ENUMERATIONS = {
     "syntheticDataMode": 4,
     "subgraphCopyingStrategy": 2,
     "automaticLossScalingSettings.gradientTensorTrackingMethod": 3,
+    "patterns_level": 4,
 }
 _STRINGS = frozenset(
     [
@@ -196,12 +197,34 @@ def _check_integer(name: str, value: int) -> None:
         raise _error(f"Value {value} for {name} out of range")
 
 
+def _check_proportion(ipu: int, proportion: Any) -> None:
+    """PopART's `Builder::setAvailableMemoryProportion`."""
+    if not isinstance(proportion, (int, float)) or not 0 < proportion <= 1:
+        raise _error(
+            "availableMemoryProportion must be in (0,1], but setAvailableMemoryProportion() gives "
+            f"IPU{ipu} {proportion!r}."
+        )
+
+
+def _check_element(name: str, element: Any) -> None:
+    """An element of one of PopART's containers of strings, in which whole numbers are written out."""
+    if not isinstance(element, (str, int)):
+        raise _error(
+            f"Don't know how to convert {element!r} of option {name} to string: it is a {type(element).__name__}, "
+            "give a str."
+        )
+    if name == "hardwareInstrumentations" and int(element) not in (0, 1):
+        raise _error(f"Value {element} for Instrumentation out of range: it is 0 (outer) or 1 (inner).")
+
+
 def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, Any]) -> None:
     if name == "available_memory_proportion":
-        return
-    if name == "patterns":
+        for ipu, proportion in value.items():
+            _check_proportion(ipu, proportion)
+    elif name == "patterns":
         if "patterns_level" not in options:
             raise _error("PopART option 'patterns' should not be set without first setting 'patterns_level'.")
+        _check_integer("patterns_level", options["patterns_level"])
         popart_patterns.check_names(value)
     elif name.startswith("location_"):
         unknown = value.keys() - _LOCATION_SETTINGS
@@ -212,6 +235,8 @@ def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, An
     elif value:
         _known(name, _CONTAINERS, "map")
         for key, setting in value.items():
+            _check_element(name, key)
+            _check_element(name, setting)
             compiler_logger.debug("poptorch.Options set %s[%s] to %s", name, key, setting)
         if name == "lstmOptions" and str(value.get("partialsType", "")).lower() == "half":
             raise SimulatorUnsupported(
@@ -226,6 +251,7 @@ def _check_option(name: str, value: Any, options: Mapping[str, Any]) -> None:
     if isinstance(value, (set, list, tuple)):
         for element in value:
             _known(name, _CONTAINERS, "set / vector")
+            _check_element(name, element)
             compiler_logger.debug("poptorch.Options added %s to %s", element, name)
         return
     scalar_checks: list[tuple[type, Callable[[], None]]] = [

@@ -1,0 +1,193 @@
+"""What PopTorch 3.4 rejects, at the time it does and with its error types: options, targets, arguments, files.
+
+The oracle is its sources: `python/*.py` for the types of errors, `popart_compiler/source/CompilerImpl.cpp` for targets,
+`SessionOptionsParser.cpp` and `SessionOptions.cpp` for options, PopART's `builder.cpp` and `matmul.cpp` for operators.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bert_ipu.simulator.poptorch as poptorch
+
+X = torch.rand(4, 4)
+Stage, Serialize = poptorch.Stage, poptorch.MatMulSerializationMode
+
+
+class Calls(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x)
+
+
+def _options() -> poptorch.Options:
+    return poptorch.Options().showCompilationProgressBar(False)
+
+
+def _compile(options: poptorch.Options, model: nn.Module | None = None) -> poptorch.PoplarExecutor:
+    executor = poptorch.inferenceModel(model or nn.Linear(4, 4), options)
+    executor.compile(X)
+    return executor
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda o: o._Popart.setPatterns({}, level=4), "Value 4 for patterns_level out of range"),
+        (lambda o: o._Popart.setEngineOptions({"target.workerStackSizeInBytes": 1.5}), "1.5 .* to string"),
+        (lambda o: o._Popart.set("dotChecks", [2.5]), "2.5 .* to string"),
+        (
+            lambda o: o._Popart.set("hardwareInstrumentations", {2}),
+            "Value 2 for Instrumentation out of range",
+        ),
+        (lambda o: o.setAvailableMemoryProportion({"IPU0": 1.5}), r"must be in \(0,1\].*IPU0 1.5"),
+        (
+            lambda o: o.enableExecutableCaching(Path("cache")),
+            "Unknown value type .*Path for option cachePath",
+        ),
+        (lambda o: o.useOfflineIpuTarget(7), "there is no IPU of version 7.* 1, 2, 21"),
+        (lambda o: o.useOfflineIpuTarget().logCycleCount(True), "only supported on actual IPU hardware"),
+        (lambda o: o.useIpuModel(True).logCycleCount(True), "only supported on actual IPU hardware"),
+    ],
+)
+def test_an_option_that_the_compiler_refuses(change: Callable[[poptorch.Options], Any], said: str) -> None:
+    options = _options()
+    change(options)
+    with pytest.raises(poptorch.Error, match=said):
+        _compile(options)
+
+
+def test_whole_numbers_are_written_out_for_containers_of_strings() -> None:
+    _compile(
+        _options()._Popart.setEngineOptions({"a": 1}) and _options().setAvailableMemoryProportion({"IPU0": 1})
+    )
+
+
+def test_the_environment_asks_for_the_ipu_model(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Three IPUs are no power of two, which only a device needs; options come before the environment."""
+
+    def three(options: poptorch.Options) -> poptorch.Options:
+        return options.replicationFactor(3).enableExecutableCaching(str(tmp_path))
+
+    monkeypatch.setenv("POPTORCH_IPU_MODEL", "1")
+    assert not poptorch.ipuHardwareIsAvailable()
+    with pytest.raises(AssertionError, match="No IPU hardware available"):
+        poptorch.ipuHardwareVersion()
+    with caplog.at_level(logging.WARNING, "poptorch::compiler"):
+        poptorch.inferenceModel(nn.Linear(4, 4), three(_options())).compile(torch.rand(3, 4))
+    assert "enableExecutableCaching doesn't work with Graphcore's IPU model" in caplog.text
+    with pytest.raises(poptorch.Error, match="must reserve a minimum of 4"):
+        poptorch.inferenceModel(nn.Linear(4, 4), three(_options().useIpuModel(False))).compile(
+            torch.rand(3, 4)
+        )
+
+
+@pytest.mark.parametrize("ipus", [(1, 0), (0, 0)])
+def test_parallel_phases_alternate_between_even_and_odd_ipus(ipus: tuple[int, int]) -> None:
+    strategy = poptorch.ParallelPhasedExecution([Stage("a").ipu(ipus[0])], [Stage("b").ipu(ipus[1])])
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    for layer, name in zip(model, "ab"):
+        poptorch.BeginBlock(layer, name)
+    with pytest.raises(poptorch.Error, match=r"even phases must run on even IPUs.*block '[ab]' on IPU"):
+        _compile(_options().setExecutionStrategy(strategy), model)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (lambda x: poptorch.set_available_memory(x @ x, 1.5), r"must be in \(0,1\], not 1.5"),
+        (
+            lambda x: poptorch.serializedMatMul(x, x, Serialize.InputChannels, 3),
+            "factor 3 for the input channels",
+        ),
+        (lambda x: poptorch.serializedMatMul(x, x, Serialize.ReducingDim), "factor 0 for the reducing"),
+        (lambda x: poptorch.nearest(x, x, "a", "b"), "must be torch.Tensors or lists"),
+        (
+            lambda x: poptorch.CPU(lambda x: poptorch.CPU(torch.abs, "inner")(x), "outer")(x),
+            "must not overlap",
+        ),
+    ],
+)
+def test_an_operator_of_poptorchs_own_refuses_its_arguments(
+    function: Callable[[Tensor], Any], said: str
+) -> None:
+    with pytest.raises(poptorch.Error, match=said):
+        _compile(_options(), Calls(function))
+
+
+def test_cpu_operators_run_after_one_that_was_refused() -> None:
+    doubled = Calls(lambda x: poptorch.CPU(lambda x: x * 2, "double")(x))
+    torch.testing.assert_close(poptorch.inferenceModel(doubled, _options())(X), X * 2)
+
+
+def test_attributes_are_strings() -> None:
+    """torch.ops.poptorch.set_attribute(str attribute, str key, str value)."""
+    with pytest.raises(RuntimeError, match="'layer' and its value 1 must be of type 'str'"):
+        poptorch.Attribute(__outline={"layer": 1}).__enter__()
+
+
+def test_a_parameter_is_no_tensor_to_a_compiled_model() -> None:
+    executor = _compile(_options())
+    with pytest.raises(
+        poptorch.Error, match=r"Type mismatch for input: expected .*Tensor.* but got .*Parameter"
+    ):
+        executor(nn.Parameter(X))
+
+
+def test_a_buffer_that_the_model_lacks_cannot_be_updated() -> None:
+    executor = _compile(_options().updatableNamedBuffers(["mean"]))
+    with pytest.raises(KeyError, match="mean"):
+        executor.copyNamedBuffersToDevice()
+
+
+def test_an_optimizer_of_another_models_parameters_is_refused() -> None:
+    """PopTorch looks the parameters up by their addresses, and finds none."""
+
+    class Trained(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.mse_loss(self.layer(x), x)
+
+    optimizer = poptorch.optim.SGD(Trained().parameters(), lr=0.1)
+    with pytest.raises(KeyError, match="2 parameters of the optimizer are none of the model's"):
+        poptorch.trainingModel(Trained(), _options(), optimizer)(X)
+
+
+def test_a_result_on_the_cpu_is_a_warning_of_pythons() -> None:
+    model = Calls(lambda x: (x + 1, torch.ones(2, device="cpu")))
+    with pytest.warns(UserWarning, match="Output expected to be on the IPU but is on cpu"):
+        result, constant = poptorch.inferenceModel(model, _options())(X)
+    torch.testing.assert_close((result, constant), (X + 1, torch.ones(2)))
+
+
+def test_load_asserts_the_version_of_a_file(tmp_path: Path) -> None:
+    executor, file = _compile(_options()), str(tmp_path / "model.poptorch")
+    executor._poptorch_version = "3.3.0"
+    executor.save(file)
+    with pytest.raises(AssertionError, match=r"version: 3\.3\.0 and this is version 3\.4"):
+        poptorch.load(file)
+    with pytest.raises(poptorch.Error, match=r"version: 3\.3\.0 and this is version 3\.4"):
+        poptorch.inferenceModel(nn.Linear(4, 4), _options()).loadExecutable(file)
+
+
+def test_several_processes_without_a_cache_are_warned(caplog: pytest.LogCaptureFixture) -> None:
+    options = _options().useOfflineIpuTarget()
+    options.Distributed.configureProcessId(0, 2)
+    with caplog.at_level(logging.WARNING, "poptorch::python"):
+        _compile(options)
+    assert "to avoid compiling the model once per process" in caplog.text
