@@ -125,11 +125,16 @@ def adam_updater(
 ) -> Tensor:
     first, second = accl1.float(), accl2.float()
     if step is not None and not mode.endswith("no_bias"):
-        first = first / (1 - b1**step)
+        first = first / bias_correction(b1, step)
         if mode != "adamax":
-            second = second / (1 - b2**step)
+            second = second / bias_correction(b2, step)
     direction = first / ((second if mode == "adamax" else second.sqrt()) + eps)
     return direction if w is None else direction + w.float() * wd
+
+
+def bias_correction(beta: Scalar, step: Tensor) -> Tensor:
+    """1 - beta^step: in float64, as next to 1 a last bit of float32 is a thousandth of what is left."""
+    return (1 - beta ** step.double()).float()
 
 
 def lamb_square(x: Tensor) -> Tensor:
