@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 SHELL := /bin/bash
 
-.PHONY: help setup native demo test lint test-slow bench clean
+.PHONY: help setup native demo test lint test-slow test-cuda bench clean
 
 help:  ## what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -37,6 +37,11 @@ lint: $(VENV)/.ready  ## style, types and formatting
 
 test-slow: setup  ## the long checks
 	$(PY) -m pytest -m slow --timeout 3600
+
+test-cuda: setup  ## the simulator on a GPU, against plain torch on the CPU
+	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: torch %s finds none" % torch.__version__)'
+	BERT_IPU_SIMULATOR=device=cuda BERT_IPU_TEST_GPU=real $(PY) -m pytest -m "" --timeout 1800 \
+		tests/simulator/test_runtime_cuda.py tests/simulator/test_equals_torch.py tests/simulator/test_poprun_training.py
 
 bench: setup  ## the simulator's numbers of docs/results.md, in some ten minutes on an idle machine
 	$(PY) bench/simulator_optimizer.py

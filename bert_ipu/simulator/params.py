@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from dataclasses import dataclass
 
 NUMERICS = ("ipu", "fast")
-DEVICES = ("cpu", "cuda", "null")
 HALF_OVERFLOWS = ("saturate", "infinity")
 
 
@@ -51,7 +51,7 @@ class SimulatorParams:
             raise ValueError(
                 f"half_overflow={self.half_overflow!r} is unknown; choose one of {', '.join(HALF_OVERFLOWS)}"
             )
-        if self.device.split(":")[0] not in DEVICES:
+        if not re.fullmatch(r"cpu|null|cuda(:\d+)?", self.device):
             raise ValueError(f"device={self.device!r} is unknown; choose cpu, cuda, cuda:N or null")
         if self.threads is not None and self.threads < 1:
             raise ValueError(f"threads={self.threads} must be at least 1, or None for torch's own setting")

@@ -74,12 +74,12 @@ class InstanceGroup:
         self._agree_on(tuple((tensor.shape, tensor.dtype) for tensor in listed))
         for dtype in dict.fromkeys(tensor.dtype for tensor in listed):
             for pieces in _buckets([tensor for tensor in listed if tensor.dtype == dtype]):
-                flat = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+                # MPI reads the host's memory; what is on a GPU is copied there.
+                flat = (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).cpu()
                 self._sum(flat)
-                if len(pieces) > 1:
-                    ends = list(itertools.accumulate(piece.numel() for piece in pieces))
-                    for piece, end in zip(pieces, ends):
-                        piece.copy_(flat[end - piece.numel() : end])
+                if flat is not pieces[0]:
+                    for piece, total in zip(pieces, torch.split(flat, [piece.numel() for piece in pieces])):
+                        piece.copy_(total)
 
     def _agree_on(self, kinds: tuple[Any, ...]) -> None:
         """Instances that compiled different programs would otherwise add what does not belong together."""
@@ -119,7 +119,7 @@ class InstanceGroup:
             return
         self.barrier("broadcast")
         for tensor in tensors:
-            whole = tensor.detach().contiguous()
+            whole = tensor.detach().cpu().contiguous()
             self.communicator.Bcast(
                 [_bytes(whole), whole.numel() * whole.element_size(), _byte_type()], root=root
             )

@@ -106,10 +106,9 @@ def _values(args: Sequence[Any]) -> list[Tensor]:
 
 
 def _caller(compiled: CompiledOp, dtypes: Sequence[torch.dtype]) -> Callable[..., tuple[Tensor, ...]]:
-    def call(*inputs: Tensor, seed: int = 0, **_: Any) -> tuple[Tensor, ...]:
+    def call(*inputs: Tensor, seed: int = 0, device: Any = "cpu", **_: Any) -> tuple[Tensor, ...]:
         half = next((x.dtype for x, dtype in zip(inputs, dtypes) if dtype == torch.float16), torch.float32)
         results = compiled.run(_admitted(inputs, dtypes), seed=seed)
-        device = inputs[0].device if inputs else torch.device("cpu")
         return tuple(
             y.to(device=device, dtype=half if y.dtype == torch.float16 else y.dtype) for y in results
         )

@@ -7,8 +7,7 @@ along dimension 0, as PopART's streams deliver them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +18,7 @@ from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.graph.ir import Program, Role, is_outer
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.allocator import keep_freed_memory
+from bert_ipu.simulator.runtime.device import device_code, open_device
 from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, lower_micro_batch
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.numerics import choose_numerics
@@ -41,13 +41,6 @@ class Run:
     """The same for each micro-batch of a chunk alone."""
 
 
-@contextmanager
-def device_code() -> Iterator[None]:
-    """Operators are called below autograd: nothing is recorded, and each call is cheaper."""
-    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
-        yield
-
-
 class Executable:
     """A program with its settings, its generated code, and its variables on the device."""
 
@@ -59,7 +52,7 @@ class Executable:
         self.cycles: dict[str, float] = {}
         if params.is_null:
             return
-        self.device = torch.device(params.device)
+        self.device = open_device(params.device, settings.instance, settings.instances)
         if params.threads is not None:
             torch.set_num_threads(params.threads)
         if params.tune_allocator:
@@ -179,7 +172,7 @@ class Executable:
         inputs: one tensor per `program.inputs`, all micro-batches along dimension 0.
         """
         self._require_device()
-        with device_code():
+        with device_code(self.device):
             started = time.perf_counter()
             feeds = self._feeds(inputs)
             collectors = self._collectors()

@@ -70,7 +70,7 @@ class Emitter:
             return fused
         function, args = self._function(node, [self.constant(value) for value in args])
         kwargs = {key: self.constant(value) for key, value in kwargs.items()}
-        if self.device.type != "cpu" and _makes_from_nothing(node):
+        if self.device.type != "cpu" and (_makes_from_nothing(node) or _runs_on_host(node)):
             kwargs["device"] = self.device
         value = node.meta["val"]
         label = _label(node)
@@ -308,6 +308,11 @@ def _is_last_dimension(node: fx.Node) -> bool:
 
 def _label(node: fx.Node) -> str:
     return " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
+
+
+def _runs_on_host(node: fx.Node) -> bool:
+    """Whether an operator's results are copied to the device once they are made."""
+    return node.target is ops.cpu_op or node.target in CUSTOM
 
 
 def _makes_from_nothing(node: fx.Node) -> bool:

@@ -82,7 +82,8 @@ def has_fast_bf16(device: torch.device) -> bool:
     On CPUs that is measured, once per process: some have the instructions (AVX512_BF16) at half the rate.
     """
     if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
+        # From Ampere on; before, torch says bf16 is supported, and multiplies it by way of float32.
+        return bool(torch.version.hip) or torch.cuda.get_device_capability(device) >= (8, 0)
     if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
         return False
     return _bf16_speed_up() > FASTER

@@ -255,16 +255,16 @@ def _identity_loss(x: Tensor, *, reduction: str) -> Tensor:
 
 
 def _print_tensor(x: Tensor, *, title: str, print_gradient: bool, **layout: Any) -> Tensor:
-    text = Layout(**layout).text(x)
+    text = Layout(**layout).text(x.cpu())
     print(f"{title}: {text}" if title else text, file=sys.stderr, flush=True)
     return x
 
 
-def _cpu_op(*inputs: Tensor, function: Function, outputs: Any) -> tuple[Any, ...]:
-    """The host's callable on the device's values; its results take the declared dtypes."""
-    results = function(*inputs)
+def _cpu_op(*inputs: Tensor, function: Function, outputs: Any, device: Any = "cpu") -> tuple[Any, ...]:
+    """The host's callable on the device's values; its results take the declared dtypes, on the device."""
+    results = function(*(x.cpu() for x in inputs))
     results = results if isinstance(results, (list, tuple)) else (results,)
-    return tuple(result.to(_cpu_dtype(dtype)) for result, (_, dtype) in zip(results, outputs))
+    return tuple(y.to(device=device, dtype=_cpu_dtype(dtype)) for y, (_, dtype) in zip(results, outputs))
 
 
 def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
