@@ -47,6 +47,16 @@ class VariableAttributes:
 class Optimizer:
     """What PopTorch's optimizers share: the state that lives on the IPU, and which copy of it is newer."""
 
+    _group_vars: list[str]
+    """Hyper-parameters of a group of parameters."""
+    _child_vars: list[str] = ["loss_scaling"]
+    """Hyper-parameters of the optimizer as a whole."""
+    _child_only: list[str]
+    """Arguments of the constructor that torch's class does not take."""
+
+    loss_scaling: float
+    variable_attrs: VariableAttributes
+
     _read_from_ipu: Callable[[], None] | None = None
     """Brings the host's copy up to date; set by the model that uses the optimizer."""
 
@@ -86,6 +96,25 @@ class Optimizer:
         """Whether the host has a copy of the IPU's state."""
         return self._state_dict.get("ipu_state") is not None and self._state_dict.get("ipu_param") is not None
 
+    def _set_own(self, arguments: dict[str, Any], **own: Any) -> None:
+        """Keep what torch's class does not: `own`, and those of the constructor's arguments that all optimizers have.
+
+        Raises AssertionError for an accumulation type other than float16 and float32.
+        """
+        loss_scaling = arguments["loss_scaling"]
+        self.loss_scaling = 1.0 if loss_scaling is None else loss_scaling
+        for name, dtype in arguments.items():
+            if name.endswith("accum_type"):
+                dtype = torch.float32 if dtype is None else dtype
+                assert dtype in _ACCUMULATION_TYPES, (
+                    f"Accumulation types must be either torch.float32 or torch.float16 ({name} is {dtype})"
+                )
+                setattr(self, name, dtype)
+        for name, value in own.items():
+            setattr(self, name, value)
+        changeable = [*self.defaults, *self._child_vars]  # type: ignore[attr-defined]
+        self.variable_attrs = VariableAttributes(_given(arguments), changeable)
+
 
 def _given(arguments: dict[str, Any]) -> list[str]:
     """Names of the constructor arguments that the user gave: these start as variable."""
@@ -96,15 +125,6 @@ def _given(arguments: dict[str, Any]) -> list[str]:
 
 def _parent_arguments(arguments: dict[str, Any], own: list[str]) -> dict[str, Any]:
     return {name: arguments[name] for name in _given(arguments) if name not in own}
-
-
-def _accumulation_types(optimizer: Any, **types: torch.dtype | None) -> None:
-    for name, dtype in types.items():
-        dtype = torch.float32 if dtype is None else dtype
-        assert dtype in _ACCUMULATION_TYPES, (
-            f"Accumulation types must be either torch.float32 or torch.float16 ({name} is {dtype})"
-        )
-        setattr(optimizer, name, dtype)
 
 
 def _pickled(optimizer: Any, torch_state: dict[str, Any], names: list[str]) -> dict[str, Any]:
@@ -122,9 +142,8 @@ def _pickled(optimizer: Any, torch_state: dict[str, Any], names: list[str]) -> d
 class SGD(Optimizer, torch.optim.SGD):
     """torch's SGD with loss scaling and accumulation types; `use_combined_accum` shares one accumulator."""
 
-    _child_vars = ["loss_scaling"]
     _child_only = [
-        *_child_vars,
+        "loss_scaling",
         "velocity_scaling",
         "use_combined_accum",
         "accum_type",
@@ -154,8 +173,6 @@ class SGD(Optimizer, torch.optim.SGD):
         arguments = dict(locals())
         Optimizer.__init__(self)
         torch.optim.SGD.__init__(self, **_parent_arguments(arguments, SGD._child_only))
-        self.loss_scaling = 1.0 if loss_scaling is None else loss_scaling
-        self.use_combined_accum = bool(use_combined_accum)
         if velocity_scaling is not None and not use_combined_accum:
             logger.warning("velocity_scaling has no effect without use_combined_accum=True")
         if use_combined_accum:
@@ -163,9 +180,11 @@ class SGD(Optimizer, torch.optim.SGD):
             self.defaults["velocity_scaling"] = scaling
             for group in self.param_groups:
                 group.setdefault("velocity_scaling", scaling)
-        _accumulation_types(self, accum_type=accum_type, velocity_accum_type=velocity_accum_type)
-        self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
-        self.variable_attrs = VariableAttributes(_given(arguments), list(self.defaults) + SGD._child_vars)
+        self._set_own(
+            arguments,
+            use_combined_accum=bool(use_combined_accum),
+            max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         return _pickled(self, torch.optim.SGD.__getstate__(self), self._child_only)
@@ -174,9 +193,8 @@ class SGD(Optimizer, torch.optim.SGD):
 class Adam(Optimizer, torch.optim.Adam):
     """torch's Adam with loss scaling and accumulation types."""
 
-    _child_vars = ["loss_scaling"]
     _child_only = [
-        *_child_vars,
+        "loss_scaling",
         "accum_type",
         "first_order_momentum_accum_type",
         "second_order_momentum_accum_type",
@@ -206,15 +224,7 @@ class Adam(Optimizer, torch.optim.Adam):
         arguments = dict(locals())
         Optimizer.__init__(self)
         torch.optim.Adam.__init__(self, **_parent_arguments(arguments, Adam._child_only))
-        self.loss_scaling = 1.0 if loss_scaling is None else loss_scaling
-        _accumulation_types(
-            self,
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
-        self.variable_attrs = VariableAttributes(_given(arguments), list(self.defaults) + Adam._child_vars)
+        self._set_own(arguments, max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm)
 
     def __getstate__(self) -> dict[str, Any]:
         return _pickled(self, torch.optim.Adam.__getstate__(self), self._child_only)
@@ -223,9 +233,8 @@ class Adam(Optimizer, torch.optim.Adam):
 class AdamW(Optimizer, torch.optim.AdamW):
     """torch's AdamW with loss scaling, accumulation types and optional bias correction."""
 
-    _child_vars = ["loss_scaling"]
     _child_only = [
-        *_child_vars,
+        "loss_scaling",
         "bias_correction",
         "accum_type",
         "first_order_momentum_accum_type",
@@ -257,16 +266,11 @@ class AdamW(Optimizer, torch.optim.AdamW):
         arguments = dict(locals())
         Optimizer.__init__(self)
         torch.optim.AdamW.__init__(self, **_parent_arguments(arguments, AdamW._child_only))
-        self.loss_scaling = 1.0 if loss_scaling is None else loss_scaling
-        self.bias_correction = True if bias_correction is None else bias_correction
-        _accumulation_types(
-            self,
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
+        self._set_own(
+            arguments,
+            bias_correction=True if bias_correction is None else bias_correction,
+            max_grad_norm=math.inf if max_grad_norm is None else max_grad_norm,
         )
-        self.max_grad_norm = math.inf if max_grad_norm is None else max_grad_norm
-        self.variable_attrs = VariableAttributes(_given(arguments), list(self.defaults) + AdamW._child_vars)
 
     def __getstate__(self) -> dict[str, Any]:
         return _pickled(self, torch.optim.AdamW.__getstate__(self), self._child_only)
@@ -275,9 +279,8 @@ class AdamW(Optimizer, torch.optim.AdamW):
 class RMSprop(Optimizer, torch.optim.RMSprop):
     """torch's RMSprop with loss scaling, accumulation types and TensorFlow's variant."""
 
-    _child_vars = ["loss_scaling"]
     _child_only = [
-        *_child_vars,
+        "loss_scaling",
         "accum_type",
         "first_order_momentum_accum_type",
         "second_order_momentum_accum_type",
@@ -306,15 +309,7 @@ class RMSprop(Optimizer, torch.optim.RMSprop):
         arguments = dict(locals())
         Optimizer.__init__(self)
         torch.optim.RMSprop.__init__(self, **_parent_arguments(arguments, RMSprop._child_only))
-        self.loss_scaling = 1.0 if loss_scaling is None else loss_scaling
-        _accumulation_types(
-            self,
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self.use_tf_variant = bool(use_tf_variant)
-        self.variable_attrs = VariableAttributes(_given(arguments), list(self.defaults) + RMSprop._child_vars)
+        self._set_own(arguments, use_tf_variant=bool(use_tf_variant))
 
     def __getstate__(self) -> dict[str, Any]:
         return _pickled(self, torch.optim.RMSprop.__getstate__(self), self._child_only)
@@ -323,9 +318,10 @@ class RMSprop(Optimizer, torch.optim.RMSprop):
 class LAMB(Optimizer, torch.optim.Optimizer):
     """LAMB (You et al., arXiv:1904.00962), with PopTorch's clipping of the weight norm."""
 
-    _child_vars = ["loss_scaling"]
+    bias_correction: bool
+
     _child_only = [
-        *_child_vars,
+        "loss_scaling",
         "bias_correction",
         "accum_type",
         "first_order_momentum_accum_type",
@@ -347,7 +343,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
         first_order_momentum_accum_type: torch.dtype | None = None,
         second_order_momentum_accum_type: torch.dtype | None = None,
     ) -> None:
-        given = _given(dict(locals()))
+        arguments = dict(locals())
         # 65500 is near the largest float16: PopTorch's default keeps the norm representable.
         self.max_weight_norm = 65500.0 if max_weight_norm is None else max_weight_norm
         defaults = {
@@ -359,15 +355,7 @@ class LAMB(Optimizer, torch.optim.Optimizer):
         }
         Optimizer.__init__(self)
         torch.optim.Optimizer.__init__(self, params, defaults)
-        self.bias_correction = True if bias_correction is None else bias_correction
-        self.loss_scaling = 1.0 if loss_scaling is None else loss_scaling
-        _accumulation_types(
-            self,
-            accum_type=accum_type,
-            first_order_momentum_accum_type=first_order_momentum_accum_type,
-            second_order_momentum_accum_type=second_order_momentum_accum_type,
-        )
-        self.variable_attrs = VariableAttributes(given, list(self.defaults) + LAMB._child_vars)
+        self._set_own(arguments, bias_correction=True if bias_correction is None else bias_correction)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -16,7 +16,7 @@ from ._logging import logger
 from .options import Options
 
 # PopTorch's optimizer classes by torch's; AdamW first, as torch's AdamW is an Adam.
-_CLASSES: list[tuple[type, type, str]] = [
+_CLASSES: list[tuple[type, type[optim.Optimizer], str]] = [
     (torch.optim.SGD, optim.SGD, "SGD2"),
     (torch.optim.AdamW, optim.AdamW, "ADAMW"),
     (torch.optim.Adam, optim.Adam, "ADAM"),
@@ -69,17 +69,17 @@ def _camel(name: str) -> str:
     return first + "".join(word.capitalize() for word in rest)
 
 
-def optimizer_class(optimizer: torch.optim.Optimizer) -> tuple[type, str]:
+def optimizer_class(optimizer: torch.optim.Optimizer) -> tuple[type[optim.Optimizer], str]:
     """The PopTorch class whose rules the optimizer follows, and its kind.
 
     Raises AssertionError for an optimizer the IPU does not have.
     """
-    own = {torch_class for torch_class, _, _ in _CLASSES} | {popt_class for _, popt_class, _ in _CLASSES}
+    known: set[type] = {kind for torch_class, popt_class, _ in _CLASSES for kind in (torch_class, popt_class)}
     found = next((row for row in _CLASSES if isinstance(optimizer, row[0])), None)
     assert found is not None, (
         f"Unsupported optimizer type {type(optimizer).__name__}. Types supported: {', '.join(KINDS)}"
     )
-    if type(optimizer) not in own:
+    if type(optimizer) not in known:
         logger.warning(
             "Optimizer `%s` subclasses one of poptorch.optim or torch.optim. Poptorch does not run Python "
             "optimizer code directly: PopART's own optimizer runs, whatever the subclass changes.",
@@ -213,9 +213,9 @@ def describe(
         optimizer, kind, options._Popart.options.get("automaticLossScalingSettings.enabled", False)
     )
     described: dict[str, Any] = {"optimizer_type": kind}
-    group_names: list[str] = popt_class._group_vars  # type: ignore[attr-defined]
-    for name in popt_class._child_only:  # type: ignore[attr-defined]
-        if name not in (*group_names, *popt_class._child_vars):  # type: ignore[attr-defined]
+    group_names = popt_class._group_vars
+    for name in popt_class._child_only:
+        if name not in (*group_names, *popt_class._child_vars):
             described.update(reader.own_attribute(name))
 
     def read(group: dict[str, Any]) -> dict[str, Any]:
