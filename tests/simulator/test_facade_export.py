@@ -13,6 +13,7 @@ import torch
 import bert_ipu.simulator.poptorch as poptorch
 from bert_ipu.simulator.executables.serialization import read_program, write_program
 from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.graph.program_text import program_text
 
 Pair = collections.namedtuple("Pair", ["first", "second"])
 
@@ -157,7 +158,7 @@ def _branch(x: torch.Tensor) -> Any:
 
 
 def _listing(program: Program) -> str:
-    return re.sub(r"at 0x\w+", "", program.format())
+    return re.sub(r"at 0x\w+", "", program_text(program))
 
 
 @pytest.mark.parametrize("forward", [_loop, _branch, lambda x: x[:, 1:] * torch.arange(2, device=x.device)])

@@ -374,13 +374,6 @@ class Program:
                 overwritten[written] = node
         assert len(self.results()) == len(self.outputs), "one OutputSpec per output"
 
-    def format(self) -> str:
-        """A readable listing: a line for each variable, input and operator; `docs/tour.md` reads one."""
-        lines = [f"program: {'training' if self.training else 'inference'}"]
-        for node in self.graph.nodes:
-            lines.append(_format_node(node))
-        return "\n".join(lines)
-
 
 def output_node(graph: fx.Graph) -> fx.Node:
     """The graph's output node, which is its last."""
@@ -479,27 +472,3 @@ def _check_functional(node: fx.Node) -> None:
         return
     assert isinstance(node.target, torch._ops.OpOverload), f"{node} calls {node.target}"
     assert not node.target._schema.is_mutable, f"{node} calls {node.target}, which writes in place"
-
-
-def _format_node(node: fx.Node) -> str:
-    if node.op == "output":
-        return f"  return {node.args[0]}"
-    shape = _format_value(node.meta.get("val"))
-    if node.op == "placeholder":
-        kind = node.meta.get("variable", f"input {node.meta.get('input')}")
-        return f"  %{node.name}: {shape} = {kind}"
-    name = str(node.target) if isinstance(node.target, torch._ops.OpOverload) else node.target.__name__  # type: ignore[union-attr]
-    arguments = [str(a) for a in node.args] + [f"{k}={v}" for k, v in node.kwargs.items()]
-    place = " ".join(f"{key}={node.meta[key]}" for key in PLACEMENT if node.meta.get(key) is not None)
-    where = " ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
-    context = "outer" if is_outer(node) else ""
-    note = " ".join(part for part in (node.meta.get("pass", ""), context, place, where) if part)
-    return f"  %{node.name}: {shape} = {name}({', '.join(arguments)})  # {note}"
-
-
-def _format_value(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, (tuple, list)):
-        return f"({', '.join(_format_value(v) for v in value)})"
-    return str(value)

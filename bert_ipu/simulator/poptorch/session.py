@@ -12,6 +12,7 @@ import torch
 from ..compiler import optimizer_scalars
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph.ir import Program, Role
+from ..graph.program_text import program_text
 from ..graph.tensor_names import tensors_by_name
 from ..popart import SyntheticDataMode
 from ..runtime.engine import Executable
@@ -228,7 +229,7 @@ class Session:
 
     def popart_ir(self) -> str:
         """The program as text."""
-        return self.program.format()
+        return program_text(self.program)
 
     def cycle_count(self) -> int:
         """Cycles of the last run; raises SimulatorUnsupported, as none are counted."""
