@@ -28,9 +28,12 @@ def _reach_child_processes() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script, or the module after -m, with its own arguments; it sees itself as `__main__`."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    if not argv or argv[0] in ("-h", "--help") or argv == ["-m"]:
-        print(_USAGE, file=sys.stderr if not argv or argv == ["-m"] else sys.stdout)
-        return 2 if not argv or argv == ["-m"] else 0
+    if argv[:1] in (["-h"], ["--help"]):
+        print(_USAGE)
+        return 0
+    if argv in ([], ["-m"]):
+        print(_USAGE, file=sys.stderr)
+        return 2
     is_module = argv[0] == "-m"
     if not is_module and not os.path.exists(argv[0]):
         print(

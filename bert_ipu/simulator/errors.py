@@ -1,4 +1,4 @@
-"""The errors a PopTorch program can meet: PopTorch's own family, and what the simulator does not do."""
+"""The errors that a PopTorch program can meet: PopTorch's own family, and one for what the simulator does not do."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class UnrecoverableError(Error):
 
 
 class SimulatorUnsupported(Error):
-    """Something of PopTorch that would change results and that the simulator does not do."""
+    """A part of PopTorch that the simulator does not have, and without which results would differ."""
 
     def __init__(self, name: str, why: str = "") -> None:
         super().__init__(

@@ -38,7 +38,7 @@ def install(params: SimulatorParams | None = None) -> None:
 
 
 def current_params() -> SimulatorParams:
-    """How models are simulated that are compiled now."""
+    """How models that are compiled now will be simulated."""
     params = params_from_environment() if _params is None else _params
     return dataclasses.replace(params, device="null") if os.environ.get(OFFLINE) == "1" else params
 

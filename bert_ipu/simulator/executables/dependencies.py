@@ -1,9 +1,9 @@
 """What a forward depended on besides the model and its inputs, seen while it ran: code, and global names.
 
-Python cannot say beforehand what a function will read. So the functions that ran are noted with the files they
-are in and the globals they name; an executable is taken again only where these are still the same, and not kept
-where the forward did what no comparison can cover: drew random numbers on the host, read the environment, a
-file or a clock, or changed what it is made of.
+Python cannot say beforehand what a function will read. So the functions that ran are noted, with their files and
+the globals that they name; an executable is taken again only where these are still the same. It is not kept where
+the forward did what no comparison can cover: it drew random numbers on the host, read the environment, a file or a
+clock, or changed what it is made of.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from .fingerprint import Fingerprint, NoFingerprint, digest_of_file, is_foreign, is_foreign_module
+from .fingerprint import Fingerprint, NoFingerprint, digest_of_file, is_versioned, is_versioned_module
 
 Texts = dict[str, str]
 
@@ -65,7 +65,7 @@ class Observation:
     def _note_reader(self, frame: FrameType | None, what: str) -> None:
         """An obstacle, where the caller is the user's; `os.environ.get` comes by way of a standard class."""
         for _ in range(2):
-            if frame is not None and not is_foreign(frame.f_code.co_filename):
+            if frame is not None and not is_versioned(frame.f_code.co_filename):
                 self.obstacles.append(f"the forward {what} ({frame.f_code.co_filename}:{frame.f_lineno})")
                 return
             frame = None if frame is None else frame.f_back
@@ -75,7 +75,7 @@ class Observation:
         found: Texts = {}
         named: set[tuple[str, str]] = set()
         for code, names in self._codes.items():
-            if is_foreign(code.co_filename) or _is_generated(code, names):
+            if is_versioned(code.co_filename) or _is_generated(code, names):
                 continue
             where = f"{code.co_name} ({code.co_filename}:{code.co_firstlineno})"
             if not os.path.isfile(code.co_filename):
@@ -117,7 +117,7 @@ def _is_generated(code: CodeType, names: Mapping[str, Any]) -> bool:
         return False
     module = names.get("__name__", "")
     is_special = code.co_name.startswith("__") and code.co_name.endswith("__")
-    return is_special or module.startswith("namedtuple_") or is_foreign_module(module)
+    return is_special or module.startswith("namedtuple_") or is_versioned_module(module)
 
 
 def _current(module: str, name: str) -> str:

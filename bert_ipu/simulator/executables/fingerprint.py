@@ -27,7 +27,7 @@ _SHOWN = 80
 """Texts up to this long stand for themselves, so that messages can show them."""
 
 _OURS = str(Path(__file__).resolve().parents[1])
-_FOREIGN = (str(Path(torch.__file__).parent), _OURS, "<frozen")
+_VERSIONED = (str(Path(torch.__file__).parent), _OURS, "<frozen")
 _STANDARD_LIBRARY = (sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib"))
 _PLAIN = (
     bool, int, float, complex, str, bytes, type(None), type(Ellipsis), type(NotImplemented), range, slice,
@@ -50,15 +50,15 @@ class NoFingerprint(Exception):
     """A value that no text can stand for; the message says where it is and what it is."""
 
 
-def is_foreign(filename: str) -> bool:
-    """Whether a file belongs to torch, Python or the simulator, whose versions stand for their contents."""
-    if filename.startswith(_FOREIGN):
+def is_versioned(filename: str) -> bool:
+    """Whether a file is torch's, Python's or the simulator's: the version of each stands for its contents."""
+    if filename.startswith(_VERSIONED):
         return True
     return filename.startswith(_STANDARD_LIBRARY) and "-packages" not in filename
 
 
 class Fingerprint:
-    """Describes values; one it has met before by where that was, so that shared and cyclic ones keep their shape."""
+    """Describes values; one met before by where that was, so that shared and cyclic ones keep their shape."""
 
     def __init__(self, parameters: Mapping[int, str] | None = None) -> None:
         """`parameters`: the names, by identity, of tensors whose values do not matter."""
@@ -148,7 +148,7 @@ class Fingerprint:
 
     def _class(self, value: type, path: str) -> Iterator[str]:
         yield f"class {value.__module__}.{value.__qualname__}"
-        if not value.__flags__ & _MADE_BY_A_STATEMENT or is_foreign_module(value.__module__):
+        if not value.__flags__ & _MADE_BY_A_STATEMENT or is_versioned_module(value.__module__):
             return
         for base in value.__bases__:
             yield from self._words(base, f"a base of {value.__qualname__}")
@@ -162,7 +162,7 @@ class Fingerprint:
 
     def _function(self, value: types.FunctionType, path: str) -> Iterator[str]:
         yield f"function {value.__module__}.{value.__qualname__}"
-        if not is_foreign(value.__code__.co_filename):
+        if not is_versioned(value.__code__.co_filename):
             yield f" {code_digest(value.__code__)}"
         for what in (value.__defaults__, value.__kwdefaults__, value.__dict__ or None):
             if what is not None:
@@ -178,11 +178,10 @@ class Fingerprint:
 
     def _object(self, value: Any, path: str) -> Iterator[str]:
         """What pickle would make the object of again, which it refuses for what is more than its state."""
-        if isinstance(
-            getattr(value, "__wrapped__", None), types.FunctionType
-        ):  # functools.cache and the like
+        wrapped = getattr(value, "__wrapped__", None)
+        if isinstance(wrapped, types.FunctionType):  # functools.cache and the like
             yield f"{type(value).__qualname__} of "
-            yield from self._words(value.__wrapped__, path)
+            yield from self._words(wrapped, path)
             return
         reduce = copyreg.dispatch_table.get(type(value))
         try:
@@ -223,26 +222,26 @@ def code_digest(code: types.CodeType) -> str:
     return found.hexdigest()[:16]
 
 
-@functools.cache
-def file_digest(path: str, size: int, changed_ns: int) -> str:
-    """The digest of a file, read once for each size and time of change."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
-
-
 def digest_of_file(path: str) -> str:
     """The digest of a file's contents. Raises OSError."""
     status = Path(path).stat()
-    return file_digest(path, status.st_size, status.st_mtime_ns)
+    return _digest_of_version(path, status.st_size, status.st_mtime_ns)
 
 
 @functools.cache
-def is_foreign_module(name: str) -> bool:
-    """Whether a module, by its name, belongs to torch, Python or the simulator."""
+def _digest_of_version(path: str, size: int, changed_ns: int) -> str:
+    """Read once for each size and time of change."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+@functools.cache
+def is_versioned_module(name: str) -> bool:
+    """The same of a module, by its name."""
     module = sys.modules.get(name)
     filename = getattr(module, "__file__", None)
     if filename is None:
         return name in sys.builtin_module_names or name == "builtins"
-    return is_foreign(filename)
+    return is_versioned(filename)
 
 
 def _is_dunder(name: str) -> bool:

@@ -15,7 +15,7 @@ from .serialization import NotSerializable
 def write_structure(
     value: Any, on_device: Callable[[torch.Tensor], bool], kept: dict[str, torch.Tensor]
 ) -> Any:
-    """A structure as JSON: of tensors on the device shape and dtype; the others go to `kept`.
+    """A structure as JSON. Tensors for which `on_device` holds leave shape and dtype; the others go to `kept`.
 
     Raises NotSerializable for anything but containers, tensors and plain values.
     """

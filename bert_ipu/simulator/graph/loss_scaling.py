@@ -148,16 +148,12 @@ def _is_statistic(producer: fx.Node) -> bool:
     PopART leaves out views, what reads the loss scale and what reads a weight directly. (It multiplies by
     transposes of weights, so matrix products of gradients do count.)
     """
-    reads_weight = any("variable" in read.meta for read in producer.all_input_nodes)
-    return not (
-        producer.target in _VIEWS
-        or (
-            producer.target is aten._to_copy.default and not producer.meta["val"].shape
-        )  # the loss scale rounded
-        or _is_seed(producer)
-        or reads_weight
-        or any(_is_seed(read) for read in producer.all_input_nodes)
-    )
+    read = producer.all_input_nodes
+    reads_weight = any("variable" in node.meta for node in read)
+    reads_scale = any(_is_seed(node) for node in read)
+    rounds_scale = producer.target is aten._to_copy.default and not producer.meta["val"].shape
+    is_view = producer.target in _VIEWS
+    return not (is_view or reads_weight or reads_scale or rounds_scale or _is_seed(producer))
 
 
 def _is_seed(node: fx.Node) -> bool:

@@ -19,11 +19,12 @@ from ..executables.structures import read_structure, write_structure
 from ..graph.ir import Program
 
 _CONSTANT, _KEPT = "constant:", "kept:"
+"""What the names of a file's tensors begin with: constants of the program, and tensors returned as they were."""
 
 
 @dataclass(frozen=True)
 class CapturedProgram:
-    """The program, and the forward's result with tensors without data where the program's results go."""
+    """The program, and what the forward returned, with tensors without data where the program's results go."""
 
     program: Program
     outputs: Any
@@ -76,7 +77,7 @@ def _tensors(contents: Contents, prefix: str) -> dict[str, torch.Tensor]:
 
 @contextmanager
 def _collector_paused() -> Iterator[None]:
-    """Thousands of small objects are made and none is garbage: looking for some takes most of the time."""
+    """Without garbage collection, which would spend most of the time looking through thousands of new objects."""
     enabled = gc.isenabled()
     gc.disable()
     try:
