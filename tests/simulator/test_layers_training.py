@@ -101,3 +101,25 @@ class Weighted(nn.Module):
 def test_functions_at_their_edges_train(function: Callable[[Tensor], Tensor]) -> None:
     """One gradient for all micro-batches, memory out of order, a slope at 0, tensors without dimensions."""
     trains_like_torch(Weighted(function), torch.randn(8, 3), accumulation=4)
+
+
+class Spelling(nn.Module):
+    """The connectionist temporal classification of a linear layer's scores, three words of four letters at most."""
+
+    def __init__(self, normalised: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.normalised = nn.Linear(5, 6), normalised
+        self.labels = torch.randint(1, 6, (3, 4), dtype=torch.int32)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        scores = self.layer(x).transpose(0, 1)
+        labels, sizes = self.labels.to(x.device), torch.tensor([4, 3, 2], dtype=torch.int32, device=x.device)
+        scores = scores.log_softmax(-1) if self.normalised else scores
+        return F.ctc_loss(scores, labels, lengths, sizes, zero_infinity=True)
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_ctc_loss_trains_like_torch_whether_its_input_is_normalised_or_not(normalised: bool) -> None:
+    """The last word has fewer steps than letters: its loss is infinite, and left out."""
+    trains_like_torch(Spelling(normalised), torch.randn(3, 12, 5), torch.tensor([12, 9, 1], dtype=torch.int32))

@@ -238,12 +238,25 @@ def _ctc_loss(
         alpha = torch.where((steps > t).unsqueeze(1), moved, alpha)
     last = torch.stack([2 * ends, (2 * ends - 1).clamp(min=0)], 1)
     loss = -torch.logsumexp(alpha.gather(1, last), 1)
+    loss = loss + _gradient_of_softmax(log_probs, steps)
     loss = torch.where(
         loss > -_IMPOSSIBLE / 2, torch.full_like(loss, 0.0 if zero_infinity else math.inf), loss
     )
     if reduction == 0:
         return loss
     return loss.sum() if reduction == 2 else (loss / ends.clamp(min=1)).mean()
+
+
+def _gradient_of_softmax(log_probs: Tensor, steps: Tensor) -> Tensor:
+    """Zeros [B], whose gradient is the probabilities of the steps that are there.
+
+    Poplar's gradient of the loss, like torch's, is the one before a softmax (popnn's `includeSoftmaxGradient`): for
+    log probabilities it makes no difference, as a softmax's own gradient takes the mean away.
+    """
+    there = torch.arange(log_probs.size(0), device=log_probs.device).unsqueeze(1) < steps
+    # What is no log probability may be large.
+    total = log_probs.float().clamp(max=80.0).exp().sum(2).masked_fill(there.logical_not(), 0.0).sum(0)
+    return (total - total.detach()).to(log_probs.dtype)
 
 
 def _lengths(lengths: Any, like: Tensor) -> Tensor:
