@@ -37,7 +37,7 @@ def cache_folder(options: Options) -> Path | None:
 def cached_program(
     folder: Path, subject: Subject, request: CompileRequest, compile_: Compile
 ) -> CapturedProgram:
-    """The program from the cache; else compiled, and kept there unless something stands against it."""
+    """The program from the cache; else compiled, and kept there unless an obstacle forbids it."""
     _make_folder(folder)
     try:
         key = executable_key(subject, request)
@@ -52,7 +52,7 @@ def cached_program(
 
 
 class _Entry:
-    """What one model has, or will have, in a cache."""
+    """A model's place in a cache, taken or to be taken."""
 
     def __init__(self, cache: ExecutableCache, subject: Subject, request: CompileRequest, key: Key) -> None:
         self._cache, self._subject, self._request, self._key = cache, subject, request, key

@@ -50,7 +50,7 @@ def fitting_key(subject: Subject, request: CompileRequest) -> Key:
 
 
 def forward_changes(before: Key, after: Key) -> list[str]:
-    """What of the model a capture has changed, the numbers apart that blocks without a name get."""
+    """What a capture has changed of the model, apart from the numbers that blocks without a name get."""
     old, new = before["model"], after["model"]
     changed = (item for item in {**old, **new} if old.get(item) != new.get(item))
     return [item for item in changed if not item.endswith("._forward_pre_hooks")]

@@ -22,7 +22,11 @@ def counters(session: Session | None) -> Counters:
 def between(
     found: Counters, start: tuple[str, Reduction], end: tuple[str, Reduction]
 ) -> tuple[float, float, float]:
-    """Least, greatest and mean seconds from one event to another; several starts may belong to one end."""
+    """Least, greatest and mean seconds from one event to another.
+
+    Each of `start` and `end` is an event and how to choose among its times for all tensors of a micro-batch. Several
+    starts may belong to one end: the first of them counts.
+    """
     starts = [start[1](list(each)) for each in zip(*found[start[0]])]
     ends = [end[1](list(each)) for each in zip(*found[end[0]])]
     if not ends:

@@ -135,7 +135,7 @@ class Session:
         compiler_logger.info("Writing optimiser state tensors from host to IPU memory.")
 
     def _load_master(self, name: str, master: torch.Tensor) -> None:
-        """Take a master copy over where it is still one of the weight, which may come from elsewhere by now."""
+        """Take over a master copy where it still rounds to its weight, which may have been replaced since."""
         weight = self.executable.read_variable(name)
         self.executable.load_variable(name, torch.where(master.half() == weight, master, weight.float()))
 
@@ -207,19 +207,15 @@ class Session:
         """
         if not self._run_ended:
             return [], [], [], []
-        if self._synthetic_data:
-            return tuple([[]] * count for count in (len(self.program.inputs),) * 2 + (self._results(),) * 2)
         settings = self.executable.settings
         steps = settings.device_iterations * settings.gradient_accumulation
-        returned = {"final": 1, "sum": 1, "every_n": steps // settings.output_period}.get(
-            settings.output_mode, steps
-        )
-        inputs = [[self._run_began] * (steps * settings.replication_factor)] * len(self.program.inputs)
-        outputs = [[self._run_ended] * (returned * settings.replication_factor)] * self._results()
+        by_mode = {"final": 1, "sum": 1, "every_n": steps // settings.output_period}
+        returned = by_mode.get(settings.output_mode, steps)
+        replicas = 0 if self._synthetic_data else settings.replication_factor  # Synthetic data does not move.
+        results = sum(spec.kind == "result" for spec in self.program.outputs)
+        inputs = [[self._run_began] * (steps * replicas)] * len(self.program.inputs)
+        outputs = [[self._run_ended] * (returned * replicas)] * results
         return inputs, inputs, outputs, outputs
-
-    def _results(self) -> int:
-        return sum(spec.kind == "result" for spec in self.program.outputs)
 
     # -- looking inside ------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""What torch does differently while a forward is captured: where it makes tensors, and which values it asks for."""
+"""What torch does differently while a forward is captured: where it makes tensors, and which values it looks at."""
 
 from __future__ import annotations
 
@@ -44,12 +44,11 @@ _PLACES = {
     torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
     torch.Tensor.is_ipu.__get__: True,  # type: ignore[attr-defined]
 }
-"""What a parameter or buffer answers that asked where it is."""
+"""What parameters and buffers answer where code asks on which device they are."""
 
 
 class IpuByDefault(TorchFunctionMode):
-    """Inside a forward, parameters and buffers are on the IPU, and torch's factories make tensors there unless told
-    otherwise."""
+    """Inside a forward, parameters and buffers are on the IPU, and torch's factories make tensors there by default."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -57,7 +56,9 @@ class IpuByDefault(TorchFunctionMode):
         if func in _PLACES and capture is not None and capture.declares(args[0]):
             return _PLACES[func]
         if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], torch.Tensor):
-            on_ipu = isinstance(args[1], CapturedTensor) or (capture is not None and capture.declares(args[1]))
+            on_ipu = isinstance(args[1], CapturedTensor) or (
+                capture is not None and capture.declares(args[1])
+            )
             args = (args[0], IPU if on_ipu else args[1].device, args[1].dtype, *args[2:])
         if (
             is_recording()
@@ -109,7 +110,7 @@ def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | Non
 
 
 class _CalledAtOnce:
-    """For `torch.utils.checkpoint`'s reentrant kind: what is kept and what computed again is the compiler's choice."""
+    """For the reentrant kind of `torch.utils.checkpoint`: the compiler chooses what is kept and what computed again."""
 
     @staticmethod
     def apply(function: Callable[..., Any], preserve_rng_state: bool, *args: Any) -> Any:
@@ -119,27 +120,31 @@ class _CalledAtOnce:
 def _around_the_call(
     function: Callable[..., Any], preserve_rng_state: bool, context_fn: Callable[[], Any], *_: Any, **__: Any
 ) -> Iterator[None]:
-    """For the other kind: of its two contexts, the one for the forward; no function is called again."""
+    """For the other kind of it: enters the first of its two contexts, for the forward; nothing is called again."""
     forward, _recompute = context_fn()
     with forward:
         yield
 
 
 _WHILE_CAPTURING: tuple[tuple[Any, str, Any], ...] = (
-    (torch.distributions.Distribution, "_validate_args", False),  # As PopTorch: whether values are in range.
-    (torch.backends.mha, "_is_fastpath_enabled", False),  # Encoder layers would look for padding.
-    (torch.compiler, "_is_compiling_flag", True),  # Libraries such as transformers ask before they look.
+    # Distributions would look whether values are in range; PopTorch turns that off, too.
+    (torch.distributions.Distribution, "_validate_args", False),
+    # Encoder layers would look for padding.
+    (torch.backends.mha, "_is_fastpath_enabled", False),
+    # Libraries such as transformers ask this before they look at values.
+    (torch.compiler, "_is_compiling_flag", True),
+    # Of a mask whose values are not known, what the caller says of it counts.
     (transformer, "_detect_is_causal_mask", _said_to_be_causal),
     # torch would save the random numbers of a module `torch.ipu`, and warns of inputs without gradients.
     (checkpoint, "CheckpointFunction", _CalledAtOnce),
     (checkpoint, "_checkpoint_without_reentrant_generator", _around_the_call),
 )
-"""What stands where in torch meanwhile."""
+"""What is exchanged in torch meanwhile: the object, its attribute, and the value that stands there."""
 
 
 @contextmanager
 def torch_without_values() -> Iterator[None]:
-    """Inside, Python decides nothing by the values of tensors, which are not known yet, where it can do without."""
+    """Inside, torch's own Python does not look at values of tensors where it can do without: they are not known yet."""
     before = [getattr(owner, name) for owner, name, _ in _WHILE_CAPTURING]
     try:
         for owner, name, value in _WHILE_CAPTURING:

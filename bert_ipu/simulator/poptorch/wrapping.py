@@ -1,4 +1,4 @@
-"""What a training model does to the user's own model: reading a weight fetches it from the device first.
+"""What a training model does to the user's own model: a weight that is read is fetched from the device first.
 
 As PopTorch does, the classes of the model and of its parameters and buffers are swapped, per instance, for
 subclasses that ask their training model to bring the host's copy up to date. Copies and pickles are plain.
