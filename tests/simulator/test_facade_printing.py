@@ -33,7 +33,7 @@ MATRIX = torch.tensor([[1.5, 2.25], [3.0, -4.125]])
         ({"digits": 0, "separator": ";"}, "it: (\n (1.5;2.25)\n (3;-4.125)\n)\n"),
     ],
 )
-def test_digits_brackets_and_breaks(
+def test_digits_brackets_and_line_breaks_are_printed_as_asked(
     capfd: pytest.CaptureFixture[str], layout: dict[str, Any], text: str
 ) -> None:
     assert text in _printed(capfd, MATRIX, **layout)

@@ -314,7 +314,7 @@ def test_training_needs_one_final_loss(function: Callable[..., Any], message: st
 
 
 @pytest.mark.parametrize("bad", [torch.zeros(0, 3), X.clone().requires_grad_(), X.to(torch.complex64)])
-def test_inputs_are_checked(bad: Tensor) -> None:
+def test_empty_complex_and_differentiable_inputs_are_refused(bad: Tensor) -> None:
     with pytest.raises(Error):
         compiled(lambda m, x: x + 1, bad)
 

@@ -85,7 +85,7 @@ def test_weights_do_not_depend_on_the_scale(optimizer: str, accumulation: int, n
     torch.testing.assert_close(weight.float(), expected.detach(), rtol=2e-3, atol=1e-4)
 
 
-def test_the_share_decides() -> None:
+def test_the_share_of_large_gradients_halves_the_scale() -> None:
     """One gradient of eight is large from s = 4 on: not too many for a limit of one in seven."""
     options = Options()
     options._Popart.set("automaticLossScalingSettings.thresholdUpperCountProportion", 1 / 7)
@@ -95,7 +95,7 @@ def test_the_share_decides() -> None:
     assert run(options, 5)[0] == [1, 2, 4, 2, 4]
 
 
-def test_the_edge_decides() -> None:
+def test_gradients_are_large_from_the_edge_of_the_bin_on() -> None:
     options = Options()
     options._Popart.set("automaticLossScalingSettings.binEdgeLocation", 4000 / 65504)
     assert run(options, 4)[0] == [1, 2, 1, 2]
@@ -107,14 +107,14 @@ def test_gradients_that_overflow_are_large_and_leave_weights_finite() -> None:
     assert weight.isfinite().all()
 
 
-def test_the_factor_may_change_less_often() -> None:
+def test_the_scale_changes_once_in_an_update_period() -> None:
     options = Options()
     options.Training.gradientAccumulation(2)
     options._Popart.set("automaticLossScalingSettings.updatePeriod", 3)
     assert run(options, 8)[0] == [1, 2, 2, 2, 4, 4, 4, 2]
 
 
-def test_matrix_products_alone_may_be_tracked() -> None:
+def test_tracking_matrix_products_alone_needs_one() -> None:
     """The model has none."""
     options = Options()
     options._Popart.set("automaticLossScalingSettings.gradientTensorTrackingMethod", 1)
@@ -148,7 +148,7 @@ def test_gradients_of_matrix_products_are_tracked() -> None:
     assert float(optimizer.state_dict()["ipu_state"]["lossScaleUpdateFactor"]) == 4
 
 
-def test_there_must_be_float16_gradients() -> None:
+def test_automatic_loss_scaling_needs_float16_gradients() -> None:
     class Single(Weighted):
         def __init__(self) -> None:
             super().__init__()
@@ -165,7 +165,7 @@ def test_there_must_be_float16_gradients() -> None:
 @pytest.mark.parametrize(
     ("name", "value"), [("binEdgeLocation", 1.5), ("thresholdUpperCountProportion", -0.1)]
 )
-def test_settings_out_of_range(name: str, value: float) -> None:
+def test_settings_out_of_range_are_refused(name: str, value: float) -> None:
     options = Options()
     options._Popart.set(f"automaticLossScalingSettings.{name}", value)
     with pytest.raises(poptorch.Error, match=f"{name} is {value}, but it must be between 0 and 1"):

@@ -56,19 +56,19 @@ def test_poprun_tells_the_instance_its_place(third_of_four: None) -> None:
     assert popdist.checkNumIpusPerReplica(4) and not popdist.checkNumIpusPerReplica(2)
 
 
-def test_init_alone_needs_no_mpi(alone: None) -> None:
+def test_without_poprun_init_needs_no_mpi(alone: None) -> None:
     popdist.init()
     popdist.synchronize()
     popdist.finalizeBackend()
 
 
-def test_execute_on_instances_alone(alone: None) -> None:
+def test_without_poprun_the_only_instance_executes(alone: None) -> None:
     assert popdist.execute_on_instances({0}, lambda a, b: a + b, 1, b=2) == 3
     with pytest.raises(Error, match=r"\[3\] are none of the 1 of this job"):
         popdist.execute_on_instances({0, 3}, int)
 
 
-def test_execute_on_others_does_nothing(third_of_four: None) -> None:
+def test_an_instance_that_is_not_named_executes_nothing(third_of_four: None) -> None:
     assert popdist.execute_on_instances({0}, pytest.fail, "ran on instance 2") is None
 
 
@@ -92,7 +92,7 @@ def test_options_follow_poprun(third_of_four: None) -> None:
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (2, 4)
 
 
-def test_options_alone(alone: None) -> None:
+def test_without_poprun_options_have_one_replica_of_one_process(alone: None) -> None:
     options = popdist_poptorch.Options()
     assert options.replication_factor == 1
     assert (options.Distributed.processId, options.Distributed.numProcesses) == (0, 1)

@@ -88,7 +88,9 @@ def _a_view_read_between(m: nn.Module, x: Tensor) -> Tensor:
         _a_view_read_between,
     ],
 )
-def test_training_equals_a_torch_loop(write: Callable[[nn.Module, Tensor], Tensor]) -> None:
+def test_writes_outside_autograd_train_as_in_a_torch_loop(
+    write: Callable[[nn.Module, Tensor], Tensor],
+) -> None:
     torch.manual_seed(6)
     trains_like_torch(Writing(write), torch.randn(4, 4), torch.randn(4, 3), accumulation=2)
 
