@@ -121,8 +121,7 @@ def _updater(compiled: CompiledOp, dtypes: Sequence[torch.dtype]) -> Callable[..
 
     def change_variable(variable: Tensor, *inputs: Tensor, **_: Any) -> Tensor:
         admitted = _admitted((variable, *inputs), dtypes)
-        own = admitted[0].data_ptr() == variable.data_ptr() and admitted[0].is_contiguous()
-        if own:
+        if admitted[0] is variable and variable.is_contiguous():
             compiled.run_in_place(admitted)
         else:
             variable.copy_(compiled.run(admitted)[0])
