@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,10 +78,8 @@ def custom_op_library(backend: Backend, name: str) -> Path:
 
 
 def _sdk_is_installed() -> bool:
-    loaded = sys.modules.get("poptorch")
-    if loaded is not None:
-        return not loaded.__name__.startswith("bert_ipu.")
-    return importlib.util.find_spec("poptorch") is not None
+    spec = importlib.util.find_spec("poptorch")  # the simulator's lies in this package, also under poprun
+    return spec is not None and Path(__file__).parent not in Path(spec.origin or "").parents
 
 
 def _hardware_is_there() -> bool:

@@ -27,6 +27,15 @@ def test_without_sdk_auto_takes_the_simulator() -> None:
     assert "bert_ipu.simulator" in output.splitlines()[-1]
 
 
+def test_the_simulators_poptorch_on_the_path_is_no_sdk() -> None:
+    # As poprun starts a program, for those that import poptorch themselves.
+    output = in_new_process(
+        "import sys, bert_ipu; sys.path.append(bert_ipu.__path__[0] + '/simulator/importable')\n"
+        "from bert_ipu.backend import activate; from bert_ipu.config import IpuConfig\n"
+        "print(*activate(IpuConfig()))")
+    assert output.startswith("simulator no Poplar SDK is installed")
+
+
 @pytest.mark.parametrize("name", ["ipu", "ipu_model"])
 def test_forcing_what_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "_sdk_is_installed", lambda: False)

@@ -61,7 +61,7 @@ def test_training_equals_torch(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
 
     files = [str(tmp_path / name) for name in ("program.py", "start.pt", "end.pt")]
-    job = Job(["-m", "bert_ipu.simulator", *files], instances=2, replicas=4)
+    job = Job(files, instances=2, replicas=4)
     assert job.status == 0, job.stderr
     sums = job.stdout.split()
     assert len(sums) == 2 and sums[0] == sums[1]

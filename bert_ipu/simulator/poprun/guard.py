@@ -231,8 +231,11 @@ def program_environment(order: dict[str, Any], local_instance: int) -> dict[str,
     environment.setdefault("OMP_NUM_THREADS", str(share_of_cores(on_host)))
     # A process that raises must not wait in MPI_Finalize for the others; one that ends well leaves in order.
     environment.setdefault("MPI4PY_RC_FINALIZE", "0")
-    paths = [str(Path(__file__).parent / "startup"), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    # A program that is started by its own Python finds the facades after anything else of their names.
+    simulator = Path(__file__).parents[1]
+    before, after = simulator / "poprun" / "startup", (simulator / "importable", simulator.parents[1])
+    paths = [before, environment.get("PYTHONPATH", ""), *after]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, map(str, paths)))
     # A hung process says where it is.
     environment.setdefault("PYTHONFAULTHANDLER", "1")
     environment.setdefault("PYTHONUNBUFFERED", "1")
