@@ -1,8 +1,8 @@
 """Runs the patterns of loaded custom-op libraries on a program, and takes their edits over into it.
 
-The program is offered operator by operator (`graph/pattern_ops.py`), the C++ patterns edit that copy, and the
-difference is applied: identities disappear, inserted operators become `pattern_op` or, where they change a
-variable, `pattern_update`.
+The program is mirrored operator by operator, as PopART would have it (`graph/pattern_ops.py`). The C++ patterns edit
+the mirror, and the difference is applied to the program: identities disappear, inserted operators become `pattern_op`
+or, where they change a variable, `pattern_update`.
 """
 
 from __future__ import annotations
@@ -51,14 +51,14 @@ class PatternPass:
         settings |= {name: on for name, on in self.switches.items() if name in registered}
         if not any((registered | settings).values()):
             return
-        offer = _Offer(program)
-        edits = offer.graph.run_patterns(phase, settings)
+        mirror = _Mirror(program)
+        edits = mirror.graph.run_patterns(phase, settings)
         if edits:
-            program.pattern_changes.extend(_summaries(offer, edits))
-            _Application(offer, edits).run()
+            program.pattern_changes.extend(_summaries(mirror, edits))
+            _Application(mirror, edits).run()
 
 
-class _Offer:
+class _Mirror:
     """A program as a `PatternGraph`, and which node is which operator and tensor there."""
 
     def __init__(self, program: Program) -> None:
@@ -67,9 +67,13 @@ class _Offer:
             training=program.training, gradient_accumulation=program.reduction.accumulation
         )
         self.tensors: dict[fx.Node, str] = {}
+        """The tensor that each node's value is there, by its id."""
         self.values: dict[str, fx.Node] = {}
+        """The node whose value each tensor is."""
         self.nodes: dict[int, fx.Node] = {}
+        """The node that each operator stands for, by the operator's id."""
         self.slots: dict[int, tuple[int, ...]] = {}
+        """PopART's input indices of each operator's operands (`Appearance.slots`)."""
         self.roots: dict[fx.Node, fx.Node] = {}
         """What each view is a view of."""
         for node in program.graph.nodes:
@@ -81,7 +85,7 @@ class _Offer:
         unread = [node for node in program.operators() if not node.users]
         self.graph.set_anchors([self.tensors[node] for node in [*read, *unread] if node in self.tensors])
 
-    def offered_inputs(self, node: fx.Node, slots: tuple[int, ...]) -> dict[int, str]:
+    def inputs_of(self, node: fx.Node, slots: tuple[int, ...]) -> dict[int, str]:
         """The tensors of an operator by PopART's index, a view's taken from where its chain begins."""
         read = (
             [self.roots.get(node, operand) for operand in operands(node)]
@@ -110,7 +114,7 @@ class _Offer:
             source: Any = node.args[0]
             self.roots[node] = self.roots.get(source, source)
         seen = appearance(node)
-        inputs = self.offered_inputs(node, seen.slots)
+        inputs = self.inputs_of(node, seen.slots)
         made = self.graph.add_op(
             seen.type, inputs, self._add_outputs(node), seen.attributes,
             domain=seen.domain, version=seen.version, name=node.name,
@@ -132,61 +136,62 @@ class _Offer:
 class _Application:
     """Makes a program what its `PatternGraph` has become."""
 
-    def __init__(self, offer: _Offer, edits: list[PatternEdit]) -> None:
-        self.offer, self.program = offer, offer.program
+    def __init__(self, mirror: _Mirror, edits: list[PatternEdit]) -> None:
+        self.mirror, self.program = mirror, mirror.program
         self.edits = edits
-        self.final = offer.graph.ops()
-        self.kept = {op.id for op in self.final}
-        self.values = dict(offer.values)
+        self.final = mirror.graph.ops()
+        """The operators as the patterns left them, in order."""
+        self.values = dict(mirror.values)
+        """The node that provides each tensor by now."""
         self.position = {node: index for index, node in enumerate(self.program.graph.nodes)}
 
     def run(self) -> None:
         """Insert and rewire in the order of execution, then remove."""
         for op in self.final:
-            if op.id in self.offer.nodes:
+            if op.id in self.mirror.nodes:
                 self._rewire(op)
             elif op.type == "Identity":
                 self._pass_through(op)
             else:
                 self._insert(op)
-        for made in sorted(set(self.offer.nodes) - self.kept, key=self._place_of_removed, reverse=True):
-            node = self.offer.nodes[made]
+        kept = {op.id for op in self.final}
+        removed = [node for op_id, node in self.mirror.nodes.items() if op_id not in kept]
+        for node in sorted(removed, key=self.position.__getitem__, reverse=True):
             if node in self.program.graph.nodes:
                 self._erase(node)
-
-    def _place_of_removed(self, made: int) -> int:
-        return self.position[self.offer.nodes[made]]
 
     def _blame(self) -> str:
         return f"pattern {', '.join(sorted({edit.pattern for edit in self.edits}))}"
 
     def _rewire(self, op: PatternOp) -> None:
         """Let an operator read what the patterns connected to it."""
-        node, slots = self.offer.nodes[op.id], self.offer.slots[op.id]
-        before = self.offer.offered_inputs(node, slots) if node in self.offer.roots else None
-        if before is not None and before[0] == op.inputs.get(0):
-            return  # its chain of views follows what it is a view of
+        node, slots = self.mirror.nodes[op.id], self.mirror.slots[op.id]
+        is_view = node in self.mirror.roots
+        if is_view and self.mirror.inputs_of(node, slots)[0] == op.inputs.get(0):
+            return  # Its chain of views starts from the same tensor as before.
         changed: list[fx.Node] = []
         for slot, operand in zip(slots, operands(node), strict=True):
             if slot >= 0 and slot not in op.inputs:
                 raise CustomOpError(f"{self._blame()} disconnected input {slot} of {op.type} ({node})")
-            same = slot < 0 or self.offer.tensors.get(operand) == op.inputs[slot]
+            same = slot < 0 or self.mirror.tensors.get(operand) == op.inputs[slot]
             changed.append(operand if same else self.values[op.inputs[slot]])
-        if before is not None and self.offer.roots[node] is not node.args[0]:
+        if is_view and self.mirror.roots[node] is not node.args[0]:
             raise CustomOpError(f"{self._blame()} reconnects {op.type} ({node}), a view of a view")
         replacements = iter(changed)
         node.args, node.kwargs = fx.map_arg((node.args, node.kwargs), lambda _: next(replacements))
 
     def _pass_through(self, op: PatternOp) -> None:
+        """An identity needs no operator: its readers read what it reads."""
         value = self.values[op.inputs[0]]
-        if self.program.variable_of(value) is not None:  # which a later operator may overwrite
+        if self.program.variable_of(value) is not None:  # A later operator may overwrite it.
             place = self._place(op)
             with self.program.before(place):
                 value = self.program.emit(aten.clone.default, value, origin=place)
         self._provide(op.outputs[0], value)
 
     def _insert(self, op: PatternOp) -> None:
-        compiled = self.offer.graph.compile(op.id)
+        """Enter an operator that the patterns made."""
+        compiled = self.mirror.graph.compile(op.id)
         place = self._place(op)
         if op.outer and self.program.training and not is_outer(place):
             self._update_after_micro_batches(op, compiled, place)
@@ -250,7 +255,7 @@ class _Application:
         old = self.values.get(tensor_id)
         self.values[tensor_id] = value
         if old is not None:
-            self.offer.tensors.setdefault(value, tensor_id)
+            self.mirror.tensors.setdefault(value, tensor_id)
             self.program.replace(old, value)
 
     def _place(self, op: PatternOp) -> fx.Node:
@@ -260,7 +265,7 @@ class _Application:
             return replaced[0]
         made = set(op.outputs.values())
         readers = [other for other in self.final if made & set(other.inputs.values())]
-        places = [self.offer.nodes[r.id] if r.id in self.offer.nodes else self._place(r) for r in readers]
+        places = [self.mirror.nodes[r.id] if r.id in self.mirror.nodes else self._place(r) for r in readers]
         return min(places, key=lambda node: self.position.get(node, len(self.position)))
 
     def _erase(self, node: fx.Node) -> None:
@@ -274,21 +279,21 @@ class _Application:
         self.program.erase(node)
 
 
-def _summaries(offer: _Offer, edits: list[PatternEdit]) -> list[PatternChange]:
+def _summaries(mirror: _Mirror, edits: list[PatternEdit]) -> list[PatternChange]:
     """What each application of a pattern removed and added."""
-    known = {made: _of_node(appearance(node).type, node) for made, node in offer.nodes.items()}
-    tensors = offer.graph.tensors()
-    for op in offer.graph.ops():
+    known = {op_id: _of_node(appearance(node).type, node) for op_id, node in mirror.nodes.items()}
+    tensors = mirror.graph.tensors()
+    for op in mirror.graph.ops():
         if op.id not in known:
             shapes = tuple(tensors[tensor].shape for _, tensor in sorted(op.inputs.items()))
             first = tensors[op.outputs[0]]
             known[op.id] = OperatorSummary(op.type, shapes, first.shape, first.dtype)
     changes = []
     for edit in edits:
-        node = offer.nodes.get(edit.matched)
+        node = mirror.nodes.get(edit.matched)
         where = "" if node is None else str(node.meta.get("module", ""))
-        removed = tuple(known[made] for made in edit.removed if made in known)
-        added = tuple(known[made] for made in edit.added if made in known)
+        removed = tuple(known[op_id] for op_id in edit.removed if op_id in known)
+        added = tuple(known[op_id] for op_id in edit.added if op_id in known)
         changes.append(PatternChange(edit.pattern, edit.matched_type, where, removed, added))
     return changes
 
