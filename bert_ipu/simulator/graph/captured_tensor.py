@@ -70,6 +70,23 @@ class CapturedTensor(torch.Tensor):
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise self._without_values("NumPy")
 
+    def apply_(self, *_: Any) -> Any:
+        """torch would read memory, as for the next two."""
+        raise self._without_values("apply_()")
+
+    def map_(self, *_: Any) -> Any:
+        raise self._without_values("map_()")
+
+    def share_memory_(self) -> Any:
+        raise self._without_values("share_memory_()")
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise self._without_values("pickle")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> torch.Tensor:
+        copied: torch.Tensor = memo.setdefault(id(self), self.clone())
+        return copied
+
     def backward(self, *_: Any, **__: Any) -> None:
         """Gradients are the compiler's, from the loss that the forward returns."""
         raise poptorch_error(

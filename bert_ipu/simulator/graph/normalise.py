@@ -42,8 +42,6 @@ LOSSES = frozenset(
         aten.l1_loss.default,
         aten.margin_ranking_loss.default,
         aten.mse_loss.default,
-        aten.multi_margin_loss.default,
-        aten.multilabel_margin_loss.default,
         aten.nll_loss.default,
         aten.nll_loss2d.default,
         aten.nll_loss_nd.default,

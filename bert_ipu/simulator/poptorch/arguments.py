@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..errors import poptorch_error
@@ -84,10 +85,18 @@ def _match(name: str, compiled: Any, given: Any) -> None:
         tensors = flattenTensorStructure(compiled)
         if tensors:
             _match(name, tuple(tensors), tuple(flattenTensorStructure(given)))
-        elif compiled != given:
+        elif not _equal(compiled, given):
             raise poptorch_error(
                 f"Value mismatch for {name}: expected {compiled} but got {given}.{_MISMATCH}"
             )
+
+
+def _equal(compiled: Any, given: Any) -> bool:
+    """Equality of anything: an array is equal where all its elements are, tensors in unknown objects never."""
+    try:
+        return compiled is given or bool(np.all(compiled == given))
+    except (RuntimeError, ValueError):
+        return False
 
 
 def _match_tensors(name: str, compiled: torch.Tensor, given: torch.Tensor) -> None:
@@ -176,6 +185,12 @@ class ArgumentParser:
             assert name in self._names, f"{name} is not a valid parameter. Allowed values are {self._names}"
 
     def _contiguous(self, parsed: Arguments) -> Arguments:
+        for tensor in parsed.tensors():
+            if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized:
+                raise poptorch_error(
+                    f"Inputs must be dense tensors, not {tensor.type()} of layout {tensor.layout}: convert it by "
+                    "`to_dense()`, `dequantize()` or padding."
+                )
         if all(tensor.is_contiguous() for tensor in parsed.tensors()):
             return parsed
         if not self._warned_not_contiguous:

@@ -15,6 +15,8 @@ from . import recording, strategies
 
 
 def _begin(user_id: str | None, ipu_id: int | None) -> None:
+    if ipu_id is not None and not isinstance(ipu_id, int):
+        raise TypeError(f"A block's ipu_id must be an int, not {ipu_id!r}.")
     if strategies.current_stages is not None:
         strategies.current_stages.beginStage(user_id, ipu_id)
 

@@ -35,7 +35,7 @@ from .executable_key import FITTING, fitting_key
 from .options import Options
 from .recording import place
 from .session import Session
-from .structure import flattenTensorStructure, reconstructTensorStructure
+from .structure import flattenTensorStructure, hidden_tensors, reconstructTensorStructure
 from .torch_behaviour import IpuByDefault, torch_without_values
 
 
@@ -212,6 +212,7 @@ class _FlatForward:
             with self.watching():
                 result = self._model(*args, **kwargs)
             result = _recognised(result)
+            _warn_of_hidden(result)
             place(Placement())  # What follows is not the user's and belongs to no block.
             outputs = tuple(_narrowed(output) for output in self._outputs(result))
         self.returned = reconstructTensorStructure(result, map(_placeholder, flattenTensorStructure(result)))
@@ -226,6 +227,17 @@ class _FlatForward:
                 warnings.warn(
                     f"Output expected to be on the IPU but is on {output.device.type}", stacklevel=2
                 )
+
+
+def _warn_of_hidden(result: Any) -> None:
+    for holder, tensor in hidden_tensors(result):
+        if _is_on_ipu(tensor):
+            logger.warning(
+                "The forward returns a %s, which holds tensors: they get no values. Return them in tuples, lists and "
+                "dicts, or teach PopTorch the class by poptorch.registerCustomArgParser.",
+                type(holder).__name__,
+            )
+            return
 
 
 def _placeholder(tensor: torch.Tensor) -> torch.Tensor:

@@ -57,6 +57,9 @@ class CPU:
             CPU._entered = False
         single = not isinstance(examples, (list, tuple))
         examples = [examples] if single else list(examples)
+        for each in examples:
+            if not isinstance(each, torch.Tensor):
+                raise poptorch_error(f"The CPU op '{self._ID}' must return tensors, not {each!r}.")
         outputs = recording.emit(
             ipu.cpu_op,
             *input,

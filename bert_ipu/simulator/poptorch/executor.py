@@ -104,6 +104,12 @@ class PoplarExecutor:
         value = getattr(self._user_model, attr)
         return _ReplicaGroupingWrapper(self, attr, value) if isinstance(value, torch.nn.Parameter) else value
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise poptorch_error(
+            "A model on the IPU can be neither pickled nor copied: take the user's, `executor.model`, or write the "
+            "executable by `executor.save()`."
+        )
+
     def load_state_dict(self, state_dict: dict[str, Any], strict: bool = True) -> Any:
         """Load weights into the user's model, and onto the device if it is attached."""
         outcome = self._user_model.load_state_dict(state_dict, strict)
@@ -163,6 +169,8 @@ class PoplarExecutor:
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use an optimizer's attributes from the next call on; its kind cannot change after compilation."""
+        if not self._training:
+            raise poptorch_error("setOptimizer() needs a poptorch.trainingModel: this model only infers.")
         description = describe(optimizer, self._attribute_tracker, self._options, self.isCompiled())
         if self.isCompiled():
             check_replacement(self._optimizer_description, description)

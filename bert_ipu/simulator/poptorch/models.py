@@ -26,6 +26,8 @@ def trainingModel(
     """
     if isinstance(model, PoplarExecutor):
         model = model.model
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"Expected a torch.nn.Module, which has parameters to train, not {type(model)}")
     if wrapping.isWrapped(model):
         raise RuntimeError(
             "Model has already been wrapped in 'poptorch.trainingModel'. "

@@ -91,6 +91,8 @@ def ipu_print_tensor(
 
 def for_loop(count: int, body: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
     """Run `body` on the inputs, then on its own results, `count` times in all."""
+    if not isinstance(count, int):
+        raise ValueError(f"poptorch.for_loop expects the number of iterations (count) to be an int, not {count!r}.")
     if not isinstance(inputs, list):
         raise ValueError(
             "poptorch.for_loop expects input tensors (inputs) to be a list of tensors. (Object is not list)"
@@ -121,6 +123,8 @@ def cond(
             "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is "
             "not list)"
         )
+    if not isinstance(condition, Tensor) or condition.numel() != 1:
+        raise ValueError(f"poptorch.cond expects condition to be a tensor of one element, not {condition!r}.")
     then, other = _returning_list(then_body), _returning_list(else_body)
     if is_recording():
         return recording.cond(condition, then, then_inps, other, else_inps)
@@ -130,7 +134,10 @@ def cond(
 def _returning_list(body: Callable[..., Any]) -> Callable[..., list[Tensor]]:
     def call(*inputs: Tensor) -> list[Tensor]:
         outputs = body(*inputs)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        for output in outputs:
+            _check_tensor(output, "A loop's or branch's body must return tensors.")
+        return outputs
 
     return call
 
@@ -275,6 +282,7 @@ def identity_loss(x: Tensor, reduction: str) -> Tensor:
     assert reduction in ("sum", "mean", "none"), (
         f"Unsupported reduction type {reduction!r}: use sum, mean or none"
     )
+    _check_tensor(x, "identity_loss must take a torch.tensor argument.")
     if is_recording():
         return emit(ipu.identity_loss, x, reduction=reduction)  # type: ignore[no-any-return]
     reductions: dict[str, Callable[[Tensor], Tensor]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -67,6 +68,18 @@ def flattenTensorStructure(tensors: Any, canonical_structure: Any = None) -> lis
     return list(_flatten(tensors, canonical_structure))
 
 
+def hidden_tensors(value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Tensors that an object inside `value` holds where `flattenTensorStructure` does not look, with the object."""
+    if getCustomParser(value) is not None or isinstance(value, torch.Tensor):
+        return
+    if isinstance(value, (dict, list, tuple)):
+        for element in value.values() if isinstance(value, dict) else value:
+            yield from hidden_tensors(element)
+        return
+    held = value if isinstance(value, (set, frozenset, deque)) else getattr(value, "__dict__", {}).values()
+    yield from ((value, tensor) for tensor in held if isinstance(tensor, torch.Tensor))
+
+
 def reconstructTensorStructure(
     structure: Any, values: Iterable[Any], filter_fn: Callable[[torch.Tensor], bool] = lambda t: True
 ) -> Any:
@@ -78,6 +91,9 @@ def _rebuild(value: Any, values: Iterator[Any], wanted: Callable[[torch.Tensor],
     parser = getCustomParser(value)
     if parser is not None:
         return parser.reconstruct(value, values)
+    if isinstance(value, defaultdict):
+        rebuilt = {key: _rebuild(element, values, wanted) for key, element in value.items()}
+        return defaultdict(value.default_factory, rebuilt)
     if isinstance(value, dict):
         return type(value)({key: _rebuild(element, values, wanted) for key, element in value.items()})
     if isinstance(value, (list, tuple)):

@@ -11,6 +11,7 @@ from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
 
+from ..errors import poptorch_error
 from ..graph.capture import Capture, current
 from ..graph.captured_tensor import IPU, CapturedTensor
 from ._logging import logger
@@ -55,6 +56,11 @@ class IpuByDefault(TorchFunctionMode):
         capture = current()
         if func in _PLACES and capture is not None and capture.declares(args[0]):
             return _PLACES[func]
+        if func == _SET_DATA and capture is not None and any(_is_on_ipu(tensor, capture) for tensor in args):
+            raise poptorch_error(
+                f"`.data` of a tensor is assigned{capture.place()}. In a forward the tensor would not be written: use "
+                "`tensor.copy_(value)`, inside of `torch.no_grad()` where no gradient should go through it."
+            )
         if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], torch.Tensor):
             on_ipu = isinstance(args[1], CapturedTensor) or (
                 capture is not None and capture.declares(args[1])
@@ -82,6 +88,7 @@ def _is_on_ipu(tensor: torch.Tensor, capture: Capture) -> bool:
     return isinstance(tensor, CapturedTensor) or capture.declares(tensor)
 
 
+_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
 
 

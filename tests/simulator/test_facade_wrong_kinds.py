@@ -1,0 +1,134 @@
+"""Arguments, results and calls of a kind that a program of the IPU cannot have end in an error that names them."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import pickle
+import re
+import types
+from typing import Any
+
+import numpy
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bert_ipu.simulator.poptorch as poptorch
+
+
+def _options() -> poptorch.Options:
+    return poptorch.Options().showCompilationProgressBar(False)
+
+
+class Tensors(nn.Module):
+    """Calls a function of itself and its input."""
+
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(3))
+        self.function = function
+
+    def forward(self, x: Any) -> Any:
+        return self.function(self, x)
+
+
+def _data_assigned(m: Tensors, x: Tensor) -> Tensor:
+    m.kept.data = x.sum(0)
+    return x
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda m, x: x.share_memory_(), "share_memory_() reads a tensor's values"),
+        (lambda m, x: x.apply_(float), "apply_() reads a tensor's values"),
+        (lambda m, x: x.map_(x, lambda a, _: a), "map_() reads a tensor's values"),
+        (lambda m, x: pickle.dumps(x), "pickle reads a tensor's values"),
+        (_data_assigned, "use `tensor.copy_(value)`"),
+        (lambda m, x: poptorch.identity_loss(3, "sum"), "identity_loss must take a torch.tensor"),
+        (lambda m, x: poptorch.for_loop(2, lambda y: None, [x])[0], "body must return tensors"),
+        (
+            lambda m, x: poptorch.CPU(lambda y: "y", "text")(x),
+            "The CPU op 'text' must return tensors, not 'y'",
+        ),
+        (
+            lambda m, x: torch.nn.functional.multilabel_margin_loss(x, x.long()),
+            "has no counterpart on the IPU",
+        ),
+    ],
+)
+def test_what_would_reach_into_memory_is_refused(forward: Any, said: str) -> None:
+    """torch's own code reads or moves memory here, which tensors of a forward have not got: it crashed."""
+    model = Tensors(forward)
+    before = model.kept.data_ptr()
+    with pytest.raises(poptorch.Error, match=re.escape(said)):
+        poptorch.inferenceModel(model, _options())(torch.ones(2, 3))
+    assert model.kept.data_ptr() == before
+
+
+@pytest.mark.parametrize(
+    ("forward", "error", "said"),
+    [
+        (lambda m, x: poptorch.for_loop(1.5, lambda y: y, [x]), ValueError, "to be an int, not 1.5"),
+        (
+            lambda m, x: poptorch.cond(x, lambda y: y, [x], lambda y: y, [x]),
+            ValueError,
+            "tensor of one element",
+        ),
+        (lambda m, x: poptorch.Block("a", ipu_id="b").__enter__(), TypeError, "must be an int, not 'b'"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_named(forward: Any, error: type[Exception], said: str) -> None:
+    with pytest.raises(error, match=re.escape(said)):
+        poptorch.inferenceModel(Tensors(forward), _options())(torch.ones(2, 3))
+
+
+def test_a_wrapped_model_is_neither_pickled_nor_deeply_copied() -> None:
+    run = poptorch.inferenceModel(nn.Linear(3, 2), _options())
+    run(torch.ones(1, 3))
+    for copied in (copy.deepcopy, pickle.dumps):
+        with pytest.raises(poptorch.Error, match=re.escape("take the user's, `executor.model`")):
+            copied(run)
+    assert isinstance(pickle.loads(pickle.dumps(run.model)), nn.Linear)
+
+
+def test_only_training_models_take_optimizers_and_only_modules_train() -> None:
+    run = poptorch.inferenceModel(nn.Linear(3, 2), _options())
+    with pytest.raises(poptorch.Error, match=re.escape("this model only infers")):
+        run.setOptimizer(torch.optim.SGD(run.model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=re.escape("Expected a torch.nn.Module, which has parameters")):
+        poptorch.trainingModel(torch.sin, _options())
+
+
+def test_arguments_that_are_no_tensors_are_compared_by_all_their_elements() -> None:
+    run = poptorch.inferenceModel(lambda x, scale: x * float(scale.sum()), _options())
+    for _ in range(2):
+        assert run(torch.ones(2), numpy.array([1, 2])).tolist() == [3, 3]
+    with pytest.raises(poptorch.Error, match="Value mismatch for scale"):
+        run(torch.ones(2), numpy.array([1, 3]))
+    with pytest.raises(poptorch.Error, match="Inputs must be dense tensors"):
+        run(torch.ones(2, 2).to_sparse(), numpy.array([1, 2]))
+
+
+def test_results_in_containers_that_nobody_looks_into_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    run = poptorch.inferenceModel(Tensors(lambda m, x: (x, types.SimpleNamespace(hidden=x))), _options())
+    run(torch.ones(2, 3))
+    assert "returns a SimpleNamespace, which holds tensors" in caplog.text
+
+
+def test_a_dict_with_defaults_comes_back() -> None:
+    run = poptorch.inferenceModel(
+        Tensors(lambda m, x: collections.defaultdict(list, {"y": x + 1})), _options()
+    )
+    assert run(torch.zeros(1, 2))["y"].tolist() == [[1, 1]]
+
+
+def test_a_tensor_of_a_forward_is_copied_as_deeply_as_any() -> None:
+    def forward(m: Tensors, x: Tensor) -> Tensor:
+        copied = copy.deepcopy({"x": x})["x"]
+        copied.mul_(2)
+        return copied + x
+
+    run = poptorch.inferenceModel(Tensors(forward), _options())
+    assert run(torch.ones(1, 2)).tolist() == [[3, 3]]
