@@ -34,7 +34,7 @@ _ENVIRONMENT = frozenset([os.getenv.__code__, type(os.environ).__getitem__.__cod
 
 
 class Observation:
-    """The code that runs inside `watching`, and why its outcome cannot be kept, if so."""
+    """The code that runs inside `watching`, and what it does that forbids keeping its outcome."""
 
     def __init__(self) -> None:
         self.obstacles: list[str] = []
@@ -63,7 +63,7 @@ class Observation:
             self._note_reader(frame, f"calls {argument.__name__}()")
 
     def _note_reader(self, frame: FrameType | None, what: str) -> None:
-        """An obstacle, where the caller is the user's; `os.environ.get` comes by way of a standard class."""
+        """Note an obstacle if the caller is the user's code, be it by one function of Python's (`os.environ.get`)."""
         for _ in range(2):
             if frame is not None and not is_versioned(frame.f_code.co_filename):
                 self.obstacles.append(f"the forward {what} ({frame.f_code.co_filename}:{frame.f_lineno})")

@@ -177,7 +177,7 @@ class Fingerprint:
             yield from self._words(content, f"{name} of {value.__qualname__}")
 
     def _object(self, value: Any, path: str) -> Iterator[str]:
-        """What pickle would make the object of again, which it refuses for what is more than its state."""
+        """What pickle would rebuild the object from. Pickle refuses objects that are more than their state."""
         wrapped = getattr(value, "__wrapped__", None)
         if isinstance(wrapped, types.FunctionType):  # functools.cache and the like
             yield f"{type(value).__qualname__} of "

@@ -314,7 +314,7 @@ def _reshaping(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 
 def _unchanged(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
-    """Of `expand`, too: `Backward.fit` sums over what it repeated."""
+    """The gradient as it is; after `expand`, `Backward.fit` sums over what was repeated."""
     yield _args(node)[0], grad
 
 
@@ -404,7 +404,7 @@ def _mean(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 
 def _spread(b: Backward, node: fx.Node, grad: fx.Node, shape: tuple[int, ...]) -> fx.Node:
-    """The gradient of a reduction, over the dimensions it reduced."""
+    """The gradient of a reduction's result, repeated over the dimensions that it reduced."""
     dims = _argument(node, 1, "dim")
     if shape and dims is not None and not _argument(node, 2, "keepdim", False):
         reduced = {d % len(shape) for d in ([dims] if isinstance(dims, int) else dims)} or set(

@@ -118,16 +118,16 @@ class _HyperParameters:
 
     @property
     def combined_replicas(self) -> float:
-        """By how much combined SGD's velocity is larger than velocity, PopART's `rf`.
+        """Combined SGD keeps its velocity this many times larger: PopART's `rf`.
 
-        It is summed over the replicas as a whole: what gradients add to it differs between them, but momentum and
-        decay do not and count once for each replica.
+        It is summed over the replicas as a whole. What gradients add to it differs between replicas, but momentum and
+        decay do not, so that the sum holds them once for each replica.
         """
         return float(self.reduction.replicas) if self.reduction.accumulation > 1 else 1.0
 
     @property
     def combined_gradient_factor(self) -> float:
-        """What combined SGD multiplies gradients by, so that their sum is larger by as much as the rest of velocity."""
+        """What combined SGD multiplies gradients by, so that their sum is as many times larger as the velocity is."""
         r = self.reduction
         divisor = r.accumulation if r.mean else 1
         if r.accumulation > 1:

@@ -113,7 +113,7 @@ def permutation(node: fx.Node) -> list[int] | None:
 
 
 def _positions(node: fx.Node) -> tuple[int, ...]:
-    """Each operand's place among all arguments, lists opened."""
+    """Each operand's place among all arguments, those inside lists counted one by one."""
     leaves: list[Any] = []
 
     def visit(value: Any) -> None:

@@ -43,7 +43,7 @@ def index_reduce_rule(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 def _product(
     b: Backward, node: fx.Node, grad: fx.Node, operands: tuple[fx.Node, int, fx.Node, fx.Node]
 ) -> Pairs:
-    """d(product) / d(x) is the product of the others: of those not zero over x, if no other is zero."""
+    """d(product) / d(x) is the product of the others: 0 if one of them is 0, else all that are not 0, without x."""
     target, dim, index, source = operands
     include_self = bool(node.kwargs.get("include_self", True))
     zero_target, zero_source = (b.emit(aten.eq.Scalar, x, 0) for x in (target, source))

@@ -12,7 +12,7 @@ from bert_ipu.simulator.graph.ir import Program, Role, mutated
 
 
 def tensors_by_name(program: Program) -> dict[str, fx.Node]:
-    """Every tensor of the program by its name; a variable's first and last values of an update have one each."""
+    """Every tensor of the program by its name; a parameter has one name before its update and another after it."""
     named: dict[str, fx.Node] = {}
     for node in program.placeholders():
         variable = node.meta.get("variable")
