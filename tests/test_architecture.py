@@ -142,6 +142,14 @@ def test_no_module_is_named_for_nothing() -> None:
     assert not [p for p in all_sources() if p.stem.lower() in BANNED_STEMS]
 
 
+@pytest.mark.parametrize("package", ["graph", "poptorch", "runtime"])
+def test_the_simulators_packages_say_what_is_in_them(package: str) -> None:
+    folder = PACKAGE / "simulator" / package
+    contents = ast.get_docstring(ast.parse((folder / "__init__.py").read_text())) or ""
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__"}
+    assert modules == set(re.findall(r"`(\w+)`", contents))
+
+
 def test_every_flat_module_has_a_layer() -> None:
     assert {f.stem for f in flat_modules()} <= set().union(*LAYERS)
 

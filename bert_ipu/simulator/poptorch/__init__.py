@@ -1,4 +1,14 @@
-"""The PopTorch 3.4 interface of the simulator: the same names, signatures, defaults and errors."""
+"""The PopTorch 3.4 interface of the simulator: the same names, signatures, defaults and errors.
+
+models      `models`, `executor`, `arguments`, `structure`, `session`, `devices`, `latency`, `wrapping`
+compiling   `compilation`, `compile_request`, `torch_behaviour`; and keeping what was compiled: `captured_program`,
+            `export`, `executable_caching`, `executable_key`
+forward     what may be called in one: `ops`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`, by `recording`
+options     `options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
+optimizers  `optim`, `optimizer_attributes`
+data        `dataloader`, `accessor`
+rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`
+"""
 
 from __future__ import annotations
 
