@@ -89,8 +89,8 @@ class PretendedGpu(TorchDispatchMode):
 
     calls: dict[OpOverload, set[tuple[torch.dtype, ...]]] = field(default_factory=dict)
     """The kernels that were called, with dtypes of their operands."""
-    reads: list[str] = field(default_factory=list)
-    """Copies to the host, and values that the host looked at: at each it waits for the GPU."""
+    waits: list[str] = field(default_factory=list)
+    """Copies from and to the host, and values that the host looked at: at each it waits for the GPU."""
 
     def __post_init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -112,7 +112,7 @@ class PretendedGpu(TorchDispatchMode):
             with self:
                 return func.decompose(*args, **kwargs)
         if name in ("item", "_local_scalar_dense"):
-            self.reads.append(name)
+            self.waits.append(name)
             return func(given["self"].held)
         if name == "copy_":
             return self._copied(given["self"], given["src"])
@@ -136,15 +136,14 @@ class PretendedGpu(TorchDispatchMode):
         same = device.type == x.device.type and dtype == x.dtype
         if same and not given.get("copy") and func is not aten._to_copy.default:
             return x
-        if device.type == "cuda":
-            return GpuTensor(_unwrapped(x).to(dtype=dtype, copy=True))
-        if isinstance(x, GpuTensor):
-            self.reads.append(str(func))
-        return _unwrapped(x).to(dtype=dtype, copy=True)
+        if device.type != x.device.type:
+            self.waits.append(str(func))
+        made = _unwrapped(x).to(dtype=dtype, copy=True)
+        return GpuTensor(made) if device.type == "cuda" else made
 
     def _copied(self, target: Tensor, source: Tensor) -> Tensor:
-        if not isinstance(target, GpuTensor):
-            self.reads.append("copy_")
+        if target.device.type != source.device.type:
+            self.waits.append("copy_")
         _unwrapped(target).copy_(_unwrapped(source))
         return target
 

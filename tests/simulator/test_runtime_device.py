@@ -97,8 +97,8 @@ class _Pictures(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.layers = nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-            nn.GroupNorm(2, 4), nn.ConvTranspose2d(4, 3, 2), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(),
+            nn.Conv2d(2, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4, track_running_stats=False), nn.ReLU(),
+            nn.MaxPool2d(2), nn.GroupNorm(2, 4), nn.ConvTranspose2d(4, 3, 2), nn.GELU(), nn.AvgPool2d(2), nn.Flatten(),
             nn.Linear(12, 3), nn.LogSoftmax(1),
         )  # fmt: skip
 
@@ -162,7 +162,7 @@ def _bert(task: str, precision: str) -> tuple[Any, list[Tensor]]:
     ],
 )
 def test_bert_trains(gpu: PretendedGpu, task: str, optimizer: Any, numerics: str) -> None:
-    """Its first loss is torch's, and nothing but results and weights is read by the host."""
+    """Its first loss is torch's, and the host waits for inputs and results alone."""
     simulator.install(SimulatorParams(device="cuda", numerics=numerics))
     model, batch = _bert(task, "float16")
     reference, _ = _bert(task, "float32")
@@ -176,12 +176,32 @@ def test_bert_trains(gpu: PretendedGpu, task: str, optimizer: Any, numerics: str
     )
     inputs = [torch.cat([value, value]) for value in batch]
     losses = [trained(*inputs)[0].float()]
-    gpu.reads.clear()
+    gpu.waits.clear()
     results = trained(*inputs)
-    assert len(gpu.reads) == len(results)
+    assert len(gpu.waits) == len(inputs) + len(results), gpu.waits
     losses.append(results[0].float())
     torch.testing.assert_close(losses[0].reshape(()), expected.detach(), rtol=2e-2, atol=0.0)
     assert losses[1] < losses[0]
+
+
+class _Rounded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.1), nn.Linear(4, 4)).half()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return poptorch.identity_loss(self.layers(x), reduction="mean")
+
+
+@needs_no_gpu
+def test_what_many_operators_draw_by_is_copied_once(gpu: PretendedGpu) -> None:
+    model, options = _Rounded(), poptorch.Options().showCompilationProgressBar(False)
+    options.Precision.enableStochasticRounding(True)
+    trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
+    trained.compile(x := torch.ones(2, 4).half())
+    gpu.waits.clear()
+    trained(x)
+    assert len(gpu.waits) == 4, "for the input, the loss, and what the micro-batch and the update draw by"
 
 
 @needs_no_gpu

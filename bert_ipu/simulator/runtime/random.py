@@ -10,7 +10,7 @@ the words of blocks.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -38,11 +38,18 @@ class Draws:
     places: Tensor
     """[K, 2] int32: stream and step of each micro-batch of the chunk."""
     kernels: Kernels | None
+    copies: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.key_pointer = self.key.data_ptr()
         self.places_pointer = self.places.data_ptr()
         self.streams = self.places.shape[0]
+
+    def places_on(self, device: torch.device) -> Tensor:
+        """[K, 2] int64: `places` on a device, where it is copied once, as the host waits for each copy."""
+        if device not in self.copies:
+            self.copies[device] = self.places.to(device=device, dtype=torch.int64) & MASK
+        return self.copies[device]
 
 
 def seed_key(seed: int) -> Tensor:
@@ -77,7 +84,7 @@ def words_in_torch(
     """The same without a kernel, from a group of words on."""
     groups = -(-elements // GROUP)
     blocks = torch.arange(groups * LANES, dtype=torch.int64, device=device) + first_group * LANES
-    places = draws.places.to(device=device, dtype=torch.int64) & MASK
+    places = draws.places_on(device or torch.device("cpu"))
     key = [int(word) & MASK for word in draws.key]
     shape = (draws.streams, groups * LANES)
     counter = [
