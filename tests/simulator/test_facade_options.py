@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import io
 import logging
 import re
 from pathlib import Path
@@ -91,11 +92,21 @@ def test_popart_options_are_checked_by_name_type_and_range(name: str, value: obj
         poptorch_core._validateOptions(options.toDict())
 
 
-def test_the_options_that_are_set_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_options_that_are_set_are_logged(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As from PopTorch's C++ layer: printed, and not heard by what the program hangs on Python's root logger."""
+    compiler, programs = logging.getLogger("poptorch::compiler"), io.StringIO()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [logging.StreamHandler(programs)])
     options = poptorch.Options().outputMode(poptorch.OutputMode.All).replicationFactor(4)
-    with caplog.at_level(logging.DEBUG, "poptorch::compiler"):
+    before = compiler.level
+    compiler.setLevel(logging.DEBUG)
+    try:
         poptorch_core._validateOptions(options.toDict())
-    assert "poptorch.Options set replication_factor to value 4" in caplog.text
+    finally:
+        compiler.setLevel(before)
+    assert "poptorch.Options set replication_factor to value 4" in capsys.readouterr().err
+    assert not programs.getvalue()
 
 
 def test_input_groups_must_divide_the_replicas() -> None:

@@ -93,5 +93,7 @@ def configure() -> None:
         handler = _StderrHandler()
         handler.setFormatter(formatter)
         each.addHandler(handler)
+    # On the device these speak from C++: handlers that the program gives Python's root logger do not hear them.
+    compiler_logger.propagate = popart_logger.propagate = False
     setLogLevel(os.environ.get("POPTORCH_LOG_LEVEL", "WARN"))
     setPopartLogLevel(os.environ.get("POPART_LOG_LEVEL", "WARN"))
