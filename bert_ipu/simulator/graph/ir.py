@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import operator
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional, Union
@@ -395,6 +395,18 @@ def mutated(node: fx.Node) -> tuple[int, ...]:
 def has_effect(node: fx.Node) -> bool:
     """Whether a node must stay though nothing reads it."""
     return isinstance(node.target, IpuOp) and (bool(node.target.mutates) or node.target.effect)
+
+
+def computed_from(nodes: Iterable[fx.Node]) -> set[fx.Node]:
+    """Everything that the nodes are computed from, and the nodes."""
+    found: set[fx.Node] = set()
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        if node not in found:
+            found.add(node)
+            waiting.extend(node.all_input_nodes)
+    return found
 
 
 def fake_arguments(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import normalise
 from bert_ipu.simulator.graph.captured_tensor import CapturedTensor
-from bert_ipu.simulator.graph.ir import Program, Role
+from bert_ipu.simulator.graph.ir import Program, Role, computed_from
 from bert_ipu.simulator.graph.sources import describe
 from bert_ipu.simulator.graph.unsupported import way_around
 
@@ -56,7 +56,7 @@ def check(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dic
 
 def check_results(program: Program) -> None:
     """Raise Error where the forward's results depend on the indices that max pooling returns."""
-    reached = _all_before(program.results())
+    reached = computed_from(program.results())
     for node in reached:
         if node.target is operator.getitem and node.args[1] == 1:
             pooling: Any = node.args[0]
@@ -78,7 +78,7 @@ def _are_constant(capture: Capture, operands: Iterable[Any]) -> bool:
     """Whether tensors are computed from constants only: from no input, parameter or buffer, and not drawn."""
     leaves = [leaf for leaf in tree_leaves(list(operands)) if isinstance(leaf, CapturedTensor)]
     roots = [node for node in map(capture.node_of, leaves) if node is not None]
-    return all(_is_constant(capture.program, node) for node in _all_before(roots))
+    return all(_is_constant(capture.program, node) for node in computed_from(roots))
 
 
 def _is_constant(program: Program, node: fx.Node) -> bool:
@@ -86,18 +86,6 @@ def _is_constant(program: Program, node: fx.Node) -> bool:
         return "random" not in node.meta
     name = node.meta.get("variable")
     return name is not None and program.variables[name].role is Role.CONSTANT
-
-
-def _all_before(nodes: Iterable[fx.Node]) -> set[fx.Node]:
-    """The nodes and everything they are computed from."""
-    found: set[fx.Node] = set()
-    waiting = list(nodes)
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
 
 
 # -- settings ----------------------------------------------------------------------------------

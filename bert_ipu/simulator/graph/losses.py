@@ -6,7 +6,7 @@ from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.graph.ir import Program, computed_from
 
 
 def final_loss(program: Program) -> fx.Node:
@@ -23,8 +23,8 @@ def final_loss(program: Program) -> fx.Node:
             "one of torch's loss functions, or of poptorch.identity_loss. (cross_entropy of class probabilities, which "
             "torch composes of arithmetic, must be wrapped in poptorch.identity_loss.)"
         )
-    used = _read_by_others(losses)
-    final = [loss for loss in losses if loss not in used]
+    inner = computed_from(operand for loss in losses for operand in loss.all_input_nodes)
+    final = [loss for loss in losses if loss not in inner]
     if len(final) != 1:
         where = ", ".join(str(loss.meta.get("source")) for loss in final)
         raise poptorch_error(
@@ -36,22 +36,10 @@ def final_loss(program: Program) -> fx.Node:
 
 
 def _check_scalar(loss: fx.Node) -> None:
-    """PopART's `Ir::setFinalLoss`."""
+    """Raise Error for a loss of several numbers, as PopART's `Ir::setFinalLoss` does."""
     shape = list(loss.meta["val"].shape)
     if loss.meta["val"].numel() > 1:
         raise poptorch_error(
             f"The loss must be a scalar, but that at {loss.meta.get('source')} has shape {shape}. Take its mean or sum "
             'by the function\'s own `reduction`, or by poptorch.identity_loss(..., reduction="mean").'
         )
-
-
-def _read_by_others(losses: list[fx.Node]) -> set[fx.Node]:
-    """Everything the losses are computed from."""
-    found: set[fx.Node] = set()
-    waiting = [operand for loss in losses for operand in loss.all_input_nodes]
-    while waiting:
-        node = waiting.pop()
-        if node not in found:
-            found.add(node)
-            waiting.extend(node.all_input_nodes)
-    return found
