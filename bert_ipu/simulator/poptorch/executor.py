@@ -52,18 +52,25 @@ class PoplarExecutor:
         user_model: Any = None,
     ) -> None:
         self._model = model
+        """What is compiled: a shallow copy of the user's, which keeps its class when the user's is swapped."""
         self._user_model = user_model or model
+        """What the user holds, and reads weights from (`wrapping.py`)."""
         self._training = training
         self._poptorch_version = poptorch_version
         self._options = _own_options(options, training)
         self._args_parser = ArgumentParser(model)
         self._session: Session | None = None
+        """The compiled model, while there is one."""
         self._executable_inputs: Arguments | None = None
+        """The inputs that it was compiled for: later ones must be like them."""
         self._captured: CapturedProgram | None = None
         self._anchor_memory: dict[str, torch.Tensor] = {}
+        """The last values of anchored tensors, by their short names."""
         self.per_replica_params: dict[str, tuple[CommGroupType, int, VariableRetrievalMode]] = {}
         self._host_weights_version = 0
+        """How often the host has got new weights from the device: by it inference follows training."""
         self._dirty_host_weights = False
+        """Whether the device has changed the weights since the host got them."""
         self._rng_state: list[int] | None = None
         self._host_rng_state_is_dirty = False
         if self._options.exists("random_seed"):

@@ -196,8 +196,8 @@ class Session:
         if groups == len(self._replica_inputs) or not tensor.dim():
             return tensor
         settings = self.executable.settings
-        steps = settings.device_iterations * settings.gradient_accumulation
-        by_group = tensor.reshape(steps, groups, -1, *tensor.shape[1:])
+        micro_batches = settings.device_iterations * settings.gradient_accumulation
+        by_group = tensor.reshape(micro_batches, groups, -1, *tensor.shape[1:])
         return by_group[:, self._replica_inputs].reshape(-1, *tensor.shape[1:])
 
     def timestamps(self) -> tuple[list[list[float]], ...]:
@@ -208,12 +208,12 @@ class Session:
         if not self._run_ended:
             return [], [], [], []
         settings = self.executable.settings
-        steps = settings.device_iterations * settings.gradient_accumulation
-        by_mode = {"final": 1, "sum": 1, "every_n": steps // settings.output_period}
-        returned = by_mode.get(settings.output_mode, steps)
+        micro_batches = settings.device_iterations * settings.gradient_accumulation
+        by_mode = {"final": 1, "sum": 1, "every_n": micro_batches // settings.output_period}
+        returned = by_mode.get(settings.output_mode, micro_batches)
         replicas = 0 if self._synthetic_data else settings.replication_factor  # Synthetic data does not move.
         results = sum(spec.kind == "result" for spec in self.program.outputs)
-        inputs = [[self._run_began] * (steps * replicas)] * len(self.program.inputs)
+        inputs = [[self._run_began] * (micro_batches * replicas)] * len(self.program.inputs)
         outputs = [[self._run_ended] * (returned * replicas)] * results
         return inputs, inputs, outputs, outputs
 
@@ -244,5 +244,5 @@ def _replica_inputs(options: Options) -> list[int]:
 
 
 def _nothing(dtype: torch.dtype) -> float:
-    """What memory nobody has written holds."""
+    """What memory that nobody has written holds."""
     return math.nan if dtype.is_floating_point else 0
