@@ -24,12 +24,14 @@ aten = torch.ops.aten
 NodeTarget = Union[Callable[..., Any], torch._ops.OpOverload]
 
 
-class Emitter(Protocol):
-    """Records one operator and returns its node; enters constants."""
+class Recorder(Protocol):
+    """What views and writes are recorded by: the capture."""
 
-    def __call__(self, target: NodeTarget, *args: Any, **kwargs: Any) -> fx.Node: ...
+    def record_node(self, target: NodeTarget, *args: Any, **kwargs: Any) -> fx.Node:
+        """The node of an operator on nodes."""
 
-    def constant(self, tensor: torch.Tensor) -> fx.Node: ...
+    def constant(self, tensor: torch.Tensor) -> fx.Node:
+        """The node of a constant."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,11 @@ class ViewStep:
     parent_shape: tuple[int, ...]
     item: Optional[int] = None
 
-    def apply(self, emit: Emitter, parent: fx.Node) -> fx.Node:
+    def apply(self, recorder: Recorder, parent: fx.Node) -> fx.Node:
         """The view of `parent`; it has a gradient also where gradients are off just now."""
-        made = [emit(self.target, parent, *self.args, **self.kwargs)]
+        made = [recorder.record_node(self.target, parent, *self.args, **self.kwargs)]
         if self.item is not None:
-            made.append(emit(operator.getitem, made[0], self.item))
+            made.append(recorder.record_node(operator.getitem, made[0], self.item))
         for node in made:
             node.meta.pop("no_grad", None)
         return made[-1]
@@ -78,12 +80,12 @@ class View:
         """A new storage, seen as a whole."""
         return View(Storage(node, owner=owner), node)
 
-    def read(self, emit: Emitter) -> fx.Node:
+    def read(self, recorder: Recorder) -> fx.Node:
         """The node with the current value, derived again where the storage was written since."""
         if self.version != self.storage.version:
             node = self.storage.node
             for step in self.path:
-                node = step.apply(emit, node)
+                node = step.apply(recorder, node)
             self.node, self.version = node, self.storage.version
         return self.node
 
@@ -96,7 +98,7 @@ class View:
         """Whether the view shows its storage to torch's autograd as a tensor of its own."""
         return any(step.target is aten.detach.default for step in self.path)
 
-    def write(self, emit: Emitter, value: fx.Node, unrecorded: bool = False) -> None:
+    def write(self, recorder: Recorder, value: fx.Node, unrecorded: bool = False) -> None:
         """Make `value` (of this view's shape and dtype) the new contents of what the view shows.
 
         `unrecorded`: the storage's gradient is that of what it held before.
@@ -105,12 +107,12 @@ class View:
             return  # Python's `x[i] += y` ends by copying the piece to itself.
         parents = [self.storage.node]
         for step in self.path[:-1]:
-            parents.append(step.apply(emit, parents[-1]))
+            parents.append(step.apply(recorder, parents[-1]))
         whole = value
         for step, parent in zip(reversed(self.path), reversed(parents)):
-            whole = _insert(emit, step, parent, whole)
+            whole = _insert(recorder, step, parent, whole)
         if unrecorded:
-            whole = emit(ops.unrecorded_write, self.storage.node, whole)
+            whole = recorder.record_node(ops.unrecorded_write, self.storage.node, whole)
         self.storage.node = whole
         self.storage.version += 1
         self.storage.written = (self.path, value)
@@ -118,47 +120,47 @@ class View:
             self.node, self.version = value, self.storage.version
 
 
-def _insert(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     """`parent` with the part that `step` shows replaced by `value`."""
     rule = _INSERTIONS.get(step.target)
     if rule is not None:
-        return rule(emit, step, parent, value)
-    return _insert_by_index(emit, step, parent, value)
+        return rule(recorder, step, parent, value)
+    return _insert_by_index(recorder, step, parent, value)
 
 
-def _insert_reshaped(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
-    return emit(aten.reshape.default, value, list(step.parent_shape))
+def _insert_reshaped(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return recorder.record_node(aten.reshape.default, value, list(step.parent_shape))
 
 
-def _insert_whole(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_whole(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     return value
 
 
-def _insert_transposed(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
-    return emit(step.target, value, *step.args, **step.kwargs)
+def _insert_transposed(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return recorder.record_node(step.target, value, *step.args, **step.kwargs)
 
 
-def _insert_permuted(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_permuted(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     rank = len(step.parent_shape)
     order = [dim % rank for dim in step.args[0]]
-    return emit(aten.permute.default, value, [order.index(dim) for dim in range(rank)])
+    return recorder.record_node(aten.permute.default, value, [order.index(dim) for dim in range(rank)])
 
 
-def _insert_selected(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
-    return emit(aten.select_scatter.default, parent, value, *step.args, **step.kwargs)
+def _insert_selected(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return recorder.record_node(aten.select_scatter.default, parent, value, *step.args, **step.kwargs)
 
 
-def _insert_sliced(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_sliced(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     if len(step.args) > 3 and step.args[3] != 1:
         raise poptorch_error("In-place modification of slices with step size other than 1 is not supported.")
-    return emit(aten.slice_scatter.default, parent, value, *step.args, **step.kwargs)
+    return recorder.record_node(aten.slice_scatter.default, parent, value, *step.args, **step.kwargs)
 
 
-def _insert_diagonal(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
-    return emit(aten.diagonal_scatter.default, parent, value, *step.args, **step.kwargs)
+def _insert_diagonal(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+    return recorder.record_node(aten.diagonal_scatter.default, parent, value, *step.args, **step.kwargs)
 
 
-def _insert_by_index(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_by_index(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     """Any view at all: the view of an arange tells which elements it shows."""
     positions = torch.arange(math.prod(step.parent_shape), device="cpu").reshape(step.parent_shape)
     shown = step.target(positions, *step.args, **step.kwargs)
@@ -167,13 +169,14 @@ def _insert_by_index(emit: Emitter, step: ViewStep, parent: fx.Node, value: fx.N
         raise RuntimeError(
             "more than one element of the written-to tensor refers to a single memory location"
         )
-    flat = emit(aten.reshape.default, parent, [-1])
-    index = emit.constant(shown)
-    written = emit(aten.scatter.src, flat, 0, index, emit(aten.reshape.default, value, [-1]))
-    return emit(aten.reshape.default, written, list(step.parent_shape))
+    flat = recorder.record_node(aten.reshape.default, parent, [-1])
+    index = recorder.constant(shown)
+    values = recorder.record_node(aten.reshape.default, value, [-1])
+    written = recorder.record_node(aten.scatter.src, flat, 0, index, values)
+    return recorder.record_node(aten.reshape.default, written, list(step.parent_shape))
 
 
-_INSERTIONS: dict[Any, Callable[[Emitter, ViewStep, fx.Node, fx.Node], fx.Node]] = {
+_INSERTIONS: dict[Any, Callable[[Recorder, ViewStep, fx.Node, fx.Node], fx.Node]] = {
     aten.detach.default: _insert_whole,
     aten.reshape.default: _insert_reshaped,
     aten.unsqueeze.default: _insert_reshaped,

@@ -111,7 +111,7 @@ class Capture:
     Inside `recording()` an operator comes in by one of three ways, each of which ends in a node:
     `dispatch` takes torch's operators, and `record` enters those that no handler treats otherwise;
     `emit` takes operators that only the IPU has, from PopTorch's functions;
-    a call of the capture itself takes nodes, where `aliases.py` derives a view or a written tensor.
+    `record_node` takes nodes, where `aliases.py` derives a view or the value that a write leaves.
     """
 
     def __init__(
@@ -340,7 +340,7 @@ class Capture:
         self.origin = locate(self._modules)
         with torch._C.DisableTorchFunction():
             args = tuple(self._operand(argument) for argument in args)
-            node = self(op, *_map(args, self._read), **_map(kwargs, self._read))
+            node = self.record_node(op, *_map(args, self._read), **_map(kwargs, self._read))
             if op is ops.custom_op:  # Its C++ may draw.
                 self._number(node)
             return self._results(node, host_dtypes)
@@ -350,7 +350,7 @@ class Capture:
         if isinstance(value, torch.Tensor):
             dtype = host_dtypes[0] if host_dtypes else value.dtype
             return self._wrap(self._fake(tuple(value.shape), dtype), View.whole(node))
-        items = [self(operator.getitem, node, index) for index in range(len(value))]
+        items = [self.record_node(operator.getitem, node, index) for index in range(len(value))]
         return tuple(self._results(item, host_dtypes[i : i + 1]) for i, item in enumerate(items))
 
     def mark(self, tensor: Any, key: str, value: Any) -> None:
@@ -362,8 +362,8 @@ class Capture:
 
     # -- nodes -----------------------------------------------------------------------------------
 
-    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record one operator on nodes, its value inferred: an `aliases.Emitter`."""
+    def record_node(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+        """Record one operator on nodes; its value is inferred."""
         node = self._node(target, args, kwargs)
         node.meta["val"] = self.program.infer(node)
         return node
