@@ -15,6 +15,7 @@ from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.poptorch.options import Options
+from bert_ipu.simulator.runtime import numerics
 
 X = torch.tensor([1000.0, 1.0, 1.0, 1.0], dtype=torch.float16)
 LR = 2.0**-10
@@ -186,8 +187,14 @@ class Classifier(nn.Module):
         return poptorch.identity_loss(first + 0.5 * second, reduction="none")
 
 
-def test_a_loss_scale_beyond_float16_is_carried_in_float32() -> None:
+@pytest.mark.parametrize("carrier", ["float32", "bfloat16"])
+def test_a_loss_scale_beyond_float16_is_carried_in_float32(
+    carrier: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """PopART's `EnsureFp32LossScale`, which automatic loss scaling switches on (`willow/src/ir.cpp`)."""
+    if carrier == "bfloat16":
+        simulator.install(SimulatorParams(numerics="fast"))
+        monkeypatch.setattr(numerics, "has_fast_bf16", lambda _: True)
     torch.manual_seed(1)
     model = Classifier().half()
     options = Options().showCompilationProgressBar(False)

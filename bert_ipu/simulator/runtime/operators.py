@@ -282,6 +282,17 @@ def _uninitialised_like(x: Tensor, *, dtype: torch.dtype | None = None, **_: Any
     return _uninitialised(list(x.shape), dtype=dtype or x.dtype, device=x.device)
 
 
+def _in_the_gradients_dtype(backward: Function) -> Function:
+    """ATen's operator, which wants one dtype: that of the gradient, which a loss scale may have made float32."""
+
+    def widened(gradient: Tensor, *args: Any) -> Tensor:
+        floats = (isinstance(x, Tensor) and x.is_floating_point() for x in args)
+        result: Tensor = backward(gradient, *(x.to(gradient.dtype) if f else x for x, f in zip(args, floats)))
+        return result
+
+    return widened
+
+
 IMPLEMENTATIONS: dict[Any, Function] = {
     operator.getitem: operator.getitem,
     ops.identity_loss: _identity_loss,
@@ -311,6 +322,8 @@ IMPLEMENTATIONS: dict[Any, Function] = {
     ),
     aten.native_group_norm.default: _on_contiguous(aten.native_group_norm.default),
     aten.native_group_norm_backward.default: _on_contiguous(aten.native_group_norm_backward.default),
+    aten.nll_loss_backward.default: _in_the_gradients_dtype(aten.nll_loss_backward),
+    aten.nll_loss2d_backward.default: _in_the_gradients_dtype(aten.nll_loss2d_backward),
     aten.add.Tensor: torch.add,
     aten.sub.Tensor: torch.sub,
     aten.mul.Tensor: torch.mul,
