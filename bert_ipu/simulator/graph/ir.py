@@ -146,8 +146,6 @@ class OutputSpec:
     """`input_update`: the new value of user input `index`, which the program wrote in place."""
     index: int = 0
     """`result`: position among the user's flat outputs."""
-    host_dtype: Optional[torch.dtype] = None
-    """What the user sees, where the device's dtype is narrower (int32 for the user's int64)."""
     mode: Optional[str] = None
     """`anchor`: its own output mode ("all", "final", "sum", "every_n")."""
     period: int = 1

@@ -17,7 +17,6 @@ class Collector:
     """Gathers one output of a run, fetch by fetch; a fetch is one micro-batch of every replica, in replica
     order."""
 
-    spec: OutputSpec
     dtype: torch.dtype
     shape: tuple[int, ...]
     mode: str
@@ -51,7 +50,7 @@ class Collector:
             whole = self.kept[0]
         else:
             whole = torch.cat(self.kept) if self.shape else torch.stack(self.kept)
-        return whole.to(device="cpu", dtype=self.spec.host_dtype or self.dtype)
+        return whole.to(device="cpu", dtype=self.dtype)
 
 
 def make_collector(spec: OutputSpec, value: Tensor, settings: ExecutionSettings) -> Collector:
@@ -62,6 +61,4 @@ def make_collector(spec: OutputSpec, value: Tensor, settings: ExecutionSettings)
     elif spec.mode is not None:
         mode, period = spec.mode, spec.period  # type: ignore[assignment]
     fetches = settings.device_iterations * settings.gradient_accumulation
-    return Collector(
-        spec, value.dtype, tuple(value.shape), mode, period, fetches, settings.replication_factor
-    )
+    return Collector(value.dtype, tuple(value.shape), mode, period, fetches, settings.replication_factor)
