@@ -274,6 +274,17 @@ def test_what_a_program_chose_for_torch_counts_again_afterwards(
         torch.backends.cudnn.benchmark = False
 
 
+@pytest.mark.parametrize("numerics", ["ipu", "fast"])
+def test_autocast_around_a_call_casts_nothing(numerics: str) -> None:
+    simulator.install(SimulatorParams(numerics=numerics))
+    layer, x = nn.Linear(64, 64), torch.randn(8, 64)
+    run = poptorch.inferenceModel(layer, poptorch.Options().showCompilationProgressBar(False))
+    expected = run(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(run(x), expected)
+        assert layer(x).dtype == torch.bfloat16, "for what the program calls itself, it counts again"
+
+
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:3"])
 def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

@@ -49,11 +49,14 @@ def device_code(device: torch.device) -> Iterator[None]:
     """Operators are called below autograd: nothing is recorded, and each call is cheaper.
 
     Whatever the user has chosen for other parts of the program, which counts again afterwards: products of float32
-    are float32's, as on the device, where torch lets cuDNN's convolutions round their operands to TF32; and a GPU
-    computes the same in every run, or a warning of torch names the operator that does not.
+    are float32's, as on the device, where torch lets cuDNN's convolutions round their operands to TF32; nothing is cast
+    by autocast; and a GPU computes the same in every run, or a warning of torch names the operator that does not.
     """
     with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
         undo = _multiply_in_float32(_BACKENDS[device.type])
+        if torch.is_autocast_enabled(device.type):
+            torch.set_autocast_enabled(device.type, False)
+            undo.append(partial(torch.set_autocast_enabled, device.type, True))
         if device.type == "cuda":
             undo += _compute_repeatably()
         try:
