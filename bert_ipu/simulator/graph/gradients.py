@@ -1,7 +1,8 @@
 """Gradient rules of the operators that models are mostly made of.
 
-Each rule yields (operand, gradient) pairs for the operands that want one.  Gradients come out in the
-operand's shape after `Backward.fit`, so a rule of a broadcasting operator need not sum.
+A rule takes the builder `b`, the forward's `node` and the gradient `grad` of its result (`grads`, where the result is a
+tuple), and yields (operand, gradient) pairs for the operands that want one.  Gradients come out in the operand's shape
+after `Backward.fit`, so a rule of a broadcasting operator need not sum.
 """
 
 from __future__ import annotations
@@ -53,40 +54,42 @@ def _linear(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
 
 def _matmul(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
     left, right = _args(node)
-    a, c = _shape(left), _shape(right)
-    if len(a) == 1 or len(c) == 1:
+    left_shape, right_shape = _shape(left), _shape(right)
+    if len(left_shape) == 1 or len(right_shape) == 1:
         yield from _vector_matmul(b, node, grad)
         return
     if b.needs(left):
         yield left, b.emit(aten.matmul.default, grad, b.transpose(right), operand=0)
     if not b.needs(right):
         return
-    if len(c) == 2 and len(a) > 2:
+    if len(right_shape) == 2 and len(left_shape) > 2:
         # One product over all rows instead of one per batch entry and a sum.
-        rows = b.reshape(left, [math.prod(a[:-1]), a[-1]])
-        columns = b.reshape(grad, [math.prod(a[:-1]), c[-1]])
+        row_count = math.prod(left_shape[:-1])
+        rows = b.reshape(left, [row_count, left_shape[-1]])
+        columns = b.reshape(grad, [row_count, right_shape[-1]])
         yield right, b.emit(aten.mm.default, b.emit(aten.t.default, rows), columns, operand=1)
     else:
         yield right, b.emit(aten.matmul.default, b.transpose(left), grad, operand=1)
 
 
 def _vector_matmul(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
+    """A vector on the left is a matrix of one row, one on the right a matrix of one column."""
     left, right = _args(node)
-    a, c = _shape(left), _shape(right)
-    rows = b.reshape(left, [1, *a]) if len(a) == 1 else left
-    columns = b.reshape(right, [*c, 1]) if len(c) == 1 else right
-    lead = _shape(grad)
-    if len(a) == 1:
-        lead = (*lead[:-1], 1, lead[-1]) if len(c) > 1 else (1,)
-    if len(c) == 1:
-        lead = (*lead, 1)
-    outer = b.reshape(grad, lead)
+    left_shape, right_shape = _shape(left), _shape(right)
+    rows = b.reshape(left, [1, *left_shape]) if len(left_shape) == 1 else left
+    columns = b.reshape(right, [*right_shape, 1]) if len(right_shape) == 1 else right
+    shape = _shape(grad)
+    if len(left_shape) == 1:
+        shape = (*shape[:-1], 1, shape[-1]) if len(right_shape) > 1 else (1,)
+    if len(right_shape) == 1:
+        shape = (*shape, 1)
+    matrix = b.reshape(grad, shape)
     if b.needs(left):
-        full = b.emit(aten.matmul.default, outer, b.transpose(columns), operand=0)
-        yield left, b.reshape(b.sum_to(full, _shape(rows)), a)
+        full = b.emit(aten.matmul.default, matrix, b.transpose(columns), operand=0)
+        yield left, b.reshape(b.sum_to(full, _shape(rows)), left_shape)
     if b.needs(right):
-        full = b.emit(aten.matmul.default, b.transpose(rows), outer, operand=1)
-        yield right, b.reshape(b.sum_to(full, _shape(columns)), c)
+        full = b.emit(aten.matmul.default, b.transpose(rows), matrix, operand=1)
+        yield right, b.reshape(b.sum_to(full, _shape(columns)), right_shape)
 
 
 def _addmm(b: Backward, node: fx.Node, grad: fx.Node) -> Pairs:
