@@ -1,4 +1,8 @@
-"""`AsynchronousDataAccessor`: a worker process that keeps a ring of shared tensors filled with batches."""
+"""`AsynchronousDataAccessor`: a worker process that keeps a ring of shared tensors filled with batches.
+
+The worker runs `_Loader`. Its reader is the process that made it, and has a `_WorkerHandle`. Between them are the
+`_Ring` and two pipes: commands to the worker, replies from it.
+"""
 
 from __future__ import annotations
 
@@ -273,8 +277,8 @@ class _PickledFile(NamedTuple):
             return pickle.load(file)
 
 
-class _Worker:
-    """The reader's side: the process, its pipes and the ring."""
+class _WorkerHandle:
+    """The worker as its reader has it: the process, its pipes and the ring."""
 
     def __init__(self, dataset: Any, settings: _Settings, sharing_strategy: SharingStrategy) -> None:
         self._settings = settings
@@ -392,7 +396,7 @@ class AsynchronousDataAccessor:
         sharing_strategy: SharingStrategy = SharingStrategy.ForkServer,
         rebatched_size: int | None = None,
     ) -> None:
-        self._worker: _Worker | None = None
+        self._worker: _WorkerHandle | None = None
         if getattr(dataset, "_accessor", None) is not None:
             raise poptorch_error(
                 "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the existing one "
@@ -408,7 +412,7 @@ class AsynchronousDataAccessor:
         settings = _Settings(
             buffer_size, miss_sleep_time_in_ms / 1000, load_indefinitely, early_preload, rebatched_size
         )
-        self._worker = _Worker(dataset, settings, sharing_strategy)
+        self._worker = _WorkerHandle(dataset, settings, sharing_strategy)
         atexit.register(self._worker.terminate)  # not our own method, which would keep us alive until then
 
     def terminate(self) -> None:
