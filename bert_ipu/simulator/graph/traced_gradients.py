@@ -34,15 +34,15 @@ def traced_rule(b: Backward, node: fx.Node, grad: Any) -> Iterator[tuple[fx.Node
         operand for operand in operands if b.needs(operand) and operand.meta["val"].dtype.is_floating_point
     ]
     grads = grad if isinstance(grad, list) else [grad]
-    used = [index for index, found in enumerate(grads) if found is not None]
+    upstream = {index: found for index, found in enumerate(grads) if found is not None}
     try:
-        traced = _trace(b, node, operands, wanted, [grads[i] for i in used], used)
+        traced = _trace(b, node, operands, wanted, upstream)
     except RuntimeError as error:
         raise poptorch_error(
             f"The gradient of {node.target} ({node.meta.get('source')}) cannot be compiled, as torch's autograd cannot "
             f"be traced over it: {error}. Write it in terms of other operators, or in C++ for `poptorch.custom_op`."
         ) from error
-    found = _graft(b, node, traced, [*operands, *(grads[i] for i in used)])
+    found = _graft(b, node, traced, [*operands, *upstream.values()])
     for operand, gradient in zip(wanted, found):
         if gradient is not None:
             yield operand, gradient
@@ -53,9 +53,10 @@ def _trace(
     node: fx.Node,
     operands: list[fx.Node],
     wanted: list[fx.Node],
-    grads: list[fx.Node],
-    used: list[int],
+    upstream: dict[int, fx.Node],
 ) -> fx.GraphModule:
+    """The wanted operands' gradients, as a graph of all operands and of the gradients `upstream` of the results."""
+
     def gradients(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
         inputs = dict(zip(operands, values))
 
@@ -63,13 +64,14 @@ def _trace(
             given = {**inputs, **dict(zip(wanted, leaves))}
             args, kwargs = fx.map_arg((node.args, node.kwargs), lambda n: given[n])
             made = node.target(*args, **kwargs)  # type: ignore[operator]
-            return (made,) if isinstance(made, torch.Tensor) else tuple(made[i] for i in used)
+            return (made,) if isinstance(made, torch.Tensor) else tuple(made[i] for i in upstream)
 
         pull_back = torch.func.vjp(results, *(inputs[operand] for operand in wanted))[1]
         return pull_back(tuple(values[len(operands) :]))  # type: ignore[no-any-return]
 
     with b.program.fake_mode:
-        values = [widen(n.meta["val"]).clone() for n in operands] + [n.meta["val"].clone() for n in grads]
+        values = [widen(n.meta["val"]).clone() for n in operands]
+        values += [n.meta["val"].clone() for n in upstream.values()]
         with torch.enable_grad():
             return make_fx(
                 torch.func.functionalize(gradients), tracing_mode="real", _allow_non_fake_inputs=True
