@@ -160,6 +160,33 @@ def test_detaching_keeps_weights_and_optimizer_state() -> None:
     torch.testing.assert_close(*losses, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("saved", [False, True])
+def test_a_rate_that_is_set_after_a_state_was_loaded_counts(saved: bool) -> None:
+    """PopTorch copies `ipu_param` of a state to the host's side only; runs go by the optimizer's attributes."""
+    model = Classifier()
+    reference = copy.deepcopy(model)
+    optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
+    theirs = torch.optim.Adam(reference.parameters(), lr=0.1)
+    trained = poptorch.trainingModel(model, _options(), optimizer)
+    for rate in (0.1, 0.01):
+        for group in (*optimizer.param_groups, *theirs.param_groups):
+            group["lr"] = rate
+        trained.setOptimizer(optimizer)
+        x, labels = _data(4)
+        trained(x, labels)
+        theirs.zero_grad()
+        reference(x, labels)[1].backward()
+        theirs.step()
+        trained.destroy()
+        state = optimizer.state_dict()
+        if saved:
+            optimizer = poptorch.optim.Adam(model.parameters(), lr=0.5)
+            optimizer.load_state_dict(state)
+        trained = poptorch.trainingModel(model, _options(), optimizer)
+    for ours, weight in zip(model.parameters(), reference.parameters()):
+        torch.testing.assert_close(ours.detach(), weight.detach())
+
+
 def test_an_offline_target_compiles_and_does_not_run() -> None:
     model = poptorch.trainingModel(Classifier(), _options().useOfflineIpuTarget())
     model.compile(*_data(4))

@@ -132,3 +132,21 @@ def test_a_tensor_of_a_forward_is_copied_as_deeply_as_any() -> None:
 
     run = poptorch.inferenceModel(Tensors(forward), _options())
     assert run(torch.ones(1, 2)).tolist() == [[3, 3]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int32, torch.bool])
+@pytest.mark.parametrize(
+    "product",
+    [
+        lambda x: nn.functional.linear(x, torch.ones(2, 4, device=x.device)),
+        lambda x: torch.ones(2, 4, device=x.device) @ x,
+        lambda x: nn.functional.conv1d(x[None], torch.ones(1, 4, 1, device=x.device)),
+    ],
+    ids=["linear", "matmul", "conv1d"],
+)
+def test_products_of_integers_and_numbers_are_refused_as_by_torch(product: Any, dtype: torch.dtype) -> None:
+    operand = torch.ones(4, 4, dtype=dtype)
+    with pytest.raises(RuntimeError):
+        product(operand)
+    with pytest.raises(poptorch.Error, match=f"operands must have the same dtype.*{dtype}"):
+        poptorch.inferenceModel(product, _options())(operand)

@@ -172,7 +172,18 @@ def _bitwise(given: Arguments) -> Optional[str]:
     return None
 
 
+def _product(given: Arguments) -> Optional[str]:
+    """torch's kernels look at the dtypes; what says a result's shape does not."""
+    dtypes = [leaf.dtype for leaf in tree_leaves(list(given.values())) if isinstance(leaf, torch.Tensor)]
+    if len({dtype.is_floating_point for dtype in dtypes}) == 1:
+        return None
+    return f"operands must have the same dtype, but have {' and '.join(map(str, dtypes))}: convert one with `to`."
+
+
 def _convolution(given: Arguments) -> Optional[str]:
+    refusal = _product(given)
+    if refusal is not None:
+        return refusal
     if given["transposed"] and any(dilation != 1 for dilation in given["dilation"]):
         return f"transposed convolutions with a dilation are not supported: it is {given['dilation']}, and must be 1."
     return None
@@ -184,6 +195,10 @@ def _feature_dropout(given: Arguments) -> Optional[str]:
     return None
 
 
+_PRODUCTS = (
+    *(aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default),
+    *(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, aten.addbmm.default),
+)
 _LIKELIHOODS = (
     *(aten.cross_entropy_loss.default, aten.nll_loss_nd.default, aten.nll_loss.default),
     *(aten.nll_loss2d.default, aten.nll_loss_forward.default, aten.nll_loss2d_forward.default),
@@ -195,6 +210,7 @@ _LIMITS: dict[OpOverload, Limit] = {
     aten.rnn_tanh.input: _recurrent("RNN"),
     aten.rnn_relu.input: _recurrent("RNN"),
     aten.embedding.default: _embedding,
+    **dict.fromkeys(_PRODUCTS, _product),
     **dict.fromkeys(_LIKELIHOODS, _weighted_likelihood),
     aten.ctc_loss.IntList: _ctc_loss,
     aten.ctc_loss.Tensor: _ctc_loss,

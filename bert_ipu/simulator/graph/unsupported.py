@@ -55,6 +55,7 @@ INSTEAD: dict[str, str] = {
     "use `torch.reshape` and `permute`": "pixel_unshuffle channel_shuffle",
     "use `torch.nn.functional.pad` of two dimensions at a time": "reflection_pad3d",
     "use `index_select` or `gather` of the flattened tensor": "take",
+    "use slices, `unfold`, `diagonal` or `reshape`": "as_strided as_strided_copy as_strided_scatter",
     "use `torch.where`": "masked_scatter heaviside nan_to_num copysign signbit isposinf isneginf",
     "use `torch.maximum` and `torch.minimum`": "fmax fmin",
     "use `torch.amin` and `torch.amax`": "aminmax",

@@ -31,6 +31,8 @@ class Session:
     def __init__(self, program: Program, executable: Executable, ipus: int, options: Options) -> None:
         self.program = program
         self.executable = executable
+        self._written_parameters: dict[str, torch.Tensor] = {}
+        """The `ipu_param` last written, until the optimizer is updated: PopART's host copies, which no run reads."""
         self._ipus = ipus
         self._ipu_id: int | None = options.ipu_id if options.exists("ipu_id") else None
         self._synthetic_data = SyntheticDataMode(options._Popart.options.get("syntheticDataMode", 0))
@@ -102,6 +104,7 @@ class Session:
         """Give the optimizer's variable attributes new values."""
         for line in optimizer_attributes.lines(description):
             compiler_logger.debug("Updating %s", line)
+        self._written_parameters = {}
         for name, value in optimizer_scalars(self.program, description).items():
             self.executable.set_scalar(name, value)
 
@@ -112,14 +115,19 @@ class Session:
         state = {name: read(name) for name in self._names(Role.STATE)}
         if self.attached:
             state.update((MASTER + name, read(name)) for name in self.executable.master_weights())
-        return {"ipu_state": state, "ipu_param": {name: read(name) for name in self._names(Role.SCALAR)}}
+        parameters = {name: read(name) for name in self._names(Role.SCALAR)}
+        return {"ipu_state": state, "ipu_param": {**parameters, **self._written_parameters}}
 
     def _initial(self, name: str) -> torch.Tensor:
         variable = self.program.variables[name]
         return torch.full(variable.shape, variable.fill, dtype=variable.dtype)
 
     def write_optimizer_state(self, state: Mapping[str, Any]) -> None:
-        """Copy a state dict's `ipu_state` and `ipu_param` to the device; what it lacks stays as it is."""
+        """Copy a state dict's `ipu_state` to the device; what it lacks stays as it is.
+
+        `ipu_param` is kept to be read back: runs go by the optimizer's own attributes (`writeOptimizerState` of
+        PopTorch's `poptorch.cpp` copies it to PopART's host tensors, which only an update of the optimizer sends).
+        """
         if not self.attached:
             raise poptorch_error("Must be attached to a device to write the optimizer state.")
         groups = (("ipu_state", Role.STATE, "state"), ("ipu_param", Role.SCALAR, "parameter"))
@@ -127,6 +135,8 @@ class Session:
             for name in self._names(role):
                 if name not in state[key]:
                     logger.warning("writeOptimizerState: ignoring missing %s %s", kind, name)
+                elif role is Role.SCALAR:
+                    self._written_parameters[name] = state[key][name].clone()
                 else:
                     self.executable.load_variable(name, state[key][name])
         for name in self.executable.master_weights():
