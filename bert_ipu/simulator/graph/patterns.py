@@ -17,9 +17,9 @@ from torch import fx
 
 from bert_ipu.simulator.custom_ops import CompiledOp, CustomOpError, registered_patterns
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.ir import OperatorSummary, PatternChange, Program, Role, is_outer
+from bert_ipu.simulator.graph.ir import OperatorSummary, Pass, PatternChange, Program, Role, is_outer
 from bert_ipu.simulator.graph.pattern_ops import ACCUMULATIONS, VIEWS, appearance, operands
-from bert_ipu.simulator.native.patterns import PatternEdit, PatternGraph, PatternOp, Phase, TensorKind
+from bert_ipu.simulator.native.patterns import PatternEdit, PatternGraph, PatternOp, TensorKind
 
 aten = torch.ops.aten
 
@@ -30,7 +30,7 @@ _KINDS: dict[Role, TensorKind] = {
     Role.CONSTANT: "constant",
     Role.SCALAR: "stream",
 }
-LEVELS = {0: False, 1: False, 3: True}
+_LEVELS = {0: False, 1: False, 3: True}
 """Whether a pattern that is not named is on, by PopART's level; level 2 leaves it at its own default."""
 
 
@@ -42,17 +42,17 @@ class PatternPass:
     """Patterns by name, on or off; those that no library registered are PopART's own, and passed over."""
     level: int = 2
 
-    def __call__(self, program: Program, phase: Phase) -> None:
+    def __call__(self, program: Program, after: Pass) -> None:
         """Run all enabled patterns to a fixed point; raises CustomOpError for an edit that cannot be made."""
         registered = registered_patterns()
         if not registered:
             return
-        settings = dict.fromkeys(registered, LEVELS[self.level]) if self.level in LEVELS else {}
+        settings = dict.fromkeys(registered, _LEVELS[self.level]) if self.level in _LEVELS else {}
         settings |= {name: on for name, on in self.switches.items() if name in registered}
         if not any((registered | settings).values()):
             return
         mirror = _Mirror(program)
-        edits = mirror.graph.run_patterns(phase, settings)
+        edits = mirror.graph.run_patterns(after, settings)
         if edits:
             program.pattern_changes.extend(_summaries(mirror, edits))
             _Application(mirror, edits).run()
