@@ -12,6 +12,7 @@ import types
 import unittest
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,60 @@ def test_what_a_program_chose_for_torch_counts_again_afterwards(
     finally:
         torch.set_float32_matmul_precision("highest")
         torch.backends.cudnn.benchmark = False
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class _Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.norm, self.out = nn.Embedding(9, 64), nn.LayerNorm(64), nn.Linear(64, 9)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        words = self.words(ids)
+        scores = self.out(F.gelu(self.norm(F.dropout(words, 0.1) + words)))
+        return F.cross_entropy(scores.flatten(0, 1), ids.flatten())
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        lambda: torch.device("meta"),
+        lambda: _default_dtype(torch.float64),
+        lambda: _default_dtype(torch.float16),
+        torch.inference_mode,
+    ],
+)
+@pytest.mark.parametrize("native", [pytest.param(True, marks=pytest.mark.cpp), False])
+def test_a_call_does_not_follow_the_defaults_around_it(block: Callable[[], Any], native: bool) -> None:
+    """Kernels wrote float32 into memory of another dtype or device, and crashed."""
+    simulator.install(SimulatorParams(native_kernels=native))
+    found = []
+    for around in (nullcontext, block):
+        options, model = poptorch.Options().showCompilationProgressBar(False).randomSeed(1), _Words()
+        trained = poptorch.trainingModel(model, options, poptorch.optim.AdamW(model.parameters(), lr=0.1))
+        trained.compile(ids := torch.arange(12).view(3, 4) % 9)
+        with around():
+            losses = [trained(ids) for _ in range(2)]
+        found.append([*losses, *model.state_dict().values()])
+    for alone, within in zip(*found, strict=True):
+        assert within.dtype == torch.float32 and torch.equal(alone, within)
+
+
+def test_what_was_compiled_for_inference_alone_can_get_new_weights() -> None:
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+    run = poptorch.inferenceModel(layer, poptorch.Options().showCompilationProgressBar(False))
+    with torch.inference_mode():
+        run(x)
+    nn.init.ones_(layer.weight)
+    run.copyWeightsToDevice()
+    torch.testing.assert_close(run(x), layer(x))
 
 
 @pytest.mark.parametrize("numerics", ["ipu", "fast"])

@@ -90,7 +90,7 @@ class InstanceGroup:
 
     def _sum(self, flat: Tensor) -> None:
         if flat.numel() * flat.element_size() <= SMALL_BYTES:
-            everyone = torch.empty(self.size, flat.numel(), dtype=flat.dtype)
+            everyone = flat.new_empty(self.size, flat.numel())
             self._wait(self.communicator.Iallgather(_bytes(flat), _bytes(everyone)), "all_reduce")
             flat.copy_(_sum_in_order(everyone))
         else:
@@ -103,7 +103,7 @@ class InstanceGroup:
         counts = [(end - start) * flat.element_size() for start, end in itertools.pairwise(bounds)]
         offsets = [start * flat.element_size() for start in bounds[:-1]]
         own = counts[self.index]
-        shares = torch.empty(self.size, own // flat.element_size(), dtype=flat.dtype)
+        shares = flat.new_empty(self.size, own // flat.element_size())
         self.communicator.Alltoallv(
             [_bytes(flat), counts, offsets, _byte_type()],
             [_bytes(shares), [own] * self.size, [i * own for i in range(self.size)], _byte_type()],

@@ -50,10 +50,14 @@ def device_code(device: torch.device) -> Iterator[None]:
 
     Whatever the user has chosen for other parts of the program, which counts again afterwards: products of float32
     are float32's, as on the device, where torch lets cuDNN's convolutions round their operands to TF32; nothing is cast
-    by autocast; and a GPU computes the same in every run, or a warning of torch names the operator that does not.
+    by autocast; what is made without a dtype or device is float32 on the CPU, which kernels rely on; and a GPU computes
+    the same in every run, or a warning of torch names the operator that does not.
     """
-    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd(), torch._C.DisableTorchFunction():
         undo = _multiply_in_float32(_BACKENDS[device.type])
+        if torch.get_default_dtype() != torch.float32:
+            undo.append(partial(torch.set_default_dtype, torch.get_default_dtype()))
+            torch.set_default_dtype(torch.float32)
         if torch.is_autocast_enabled(device.type):
             torch.set_autocast_enabled(device.type, False)
             undo.append(partial(torch.set_autocast_enabled, device.type, True))

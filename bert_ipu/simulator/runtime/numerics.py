@@ -102,7 +102,8 @@ def _bf16_speed_up() -> float:
     best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for _ in range(16):
         for dtype in best:
-            left, right = torch.ones(256, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+            left = torch.ones(256, 768, dtype=dtype, device="cpu")
+            right = torch.ones(768, 768, dtype=dtype, device="cpu")
             started = time.perf_counter()
             torch.mm(left, right)
             best[dtype] = min(best[dtype], time.perf_counter() - started)

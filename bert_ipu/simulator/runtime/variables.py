@@ -32,9 +32,10 @@ class VariableStore:
     ) -> None:
         self.program, self.replication, self.numerics, self.device = program, replication, numerics, device
         self.values: dict[str, list[Tensor]] = {}
-        for variable in program.variables.values():
-            width = replication.width(variable.name)
-            self.values[variable.name] = [self._allocate(variable, nan) for _ in range(width)]
+        with torch.inference_mode(False):  # A program may be compiled in such a block, and used after it.
+            for variable in program.variables.values():
+                width = replication.width(variable.name)
+                self.values[variable.name] = [self._allocate(variable, nan) for _ in range(width)]
         for variable in program.variables.values():
             if variable.tensor is not None:
                 self.load(variable.name, variable.tensor)
