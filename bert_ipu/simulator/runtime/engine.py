@@ -6,7 +6,6 @@ along dimension 0, as PopART's streams deliver them.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -49,7 +48,6 @@ class Executable:
         self.step = 0
         """Weight updates (device iterations, for inference) since the start; part of every random draw."""
         self.seed = settings.seed
-        self.cycles: dict[str, float] = {}
         if params.is_null:
             return
         self.device = open_device(params.device, settings.instance, settings.instances)
@@ -173,14 +171,11 @@ class Executable:
         """
         self._require_device()
         with device_code(self.device):
-            started = time.perf_counter()
             feeds = self._feeds(inputs)
             collectors = self._collectors()
             for iterations in self.plan.passes(self.settings):
                 self._iterate(iterations, feeds, collectors)
-            results = [collector.result() for collector in collectors]
-            self.cycles["run"] = time.perf_counter() - started
-        return results
+            return [collector.result() for collector in collectors]
 
     def _feeds(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """Each input whole, as a carrier on the device."""
@@ -284,7 +279,7 @@ class Executable:
 
 
 def _number(program: Program) -> None:
-    """Number the operators: stochastic rounding draws by it. Two apart, so that second results have their
-    own."""
+    """Number the operators, by which stochastic rounding draws: eight apart, so that the further results of one and
+    its partial sums (`half_partials.NUMBER`) have numbers of their own."""
     for number, node in enumerate(program.operators()):
         node.meta["number"] = 8 * number
