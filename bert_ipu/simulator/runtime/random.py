@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -157,10 +156,3 @@ def normal(shape: tuple[int, ...], draws: Draws, op: int, device: torch.device) 
     """[streams, *shape] float32 of the standard normal distribution, by Box and Muller's transform."""
     pairs = uniform((2, *shape), draws, op, device)
     return torch.sqrt(-2.0 * torch.log(pairs[:, 0])) * torch.cos(2.0 * math.pi * pairs[:, 1])
-
-
-def bernoulli(
-    probability: Tensor | float, shape: tuple[int, ...], draws: Draws, op: int, device: torch.device
-) -> Any:
-    """[streams, *shape] float32 of zeros and ones."""
-    return (uniform(shape, draws, op, device) < probability).float()
