@@ -21,6 +21,11 @@ def _begin(user_id: str | None, ipu_id: int | None) -> None:
         strategies.current_stages.beginStage(user_id, ipu_id)
 
 
+def _automatic_id() -> str | None:
+    """The id of a block without a name, to be kept: it begins the same block each time. None outside a forward."""
+    return None if strategies.current_stages is None else strategies.current_stages.nextAutoId()
+
+
 class Block(torch.nn.Module):
     """A context whose operators form a block: `with poptorch.Block("encoder", ipu_id=1):`."""
 
@@ -63,8 +68,8 @@ class LegacyBeginBlockFn(torch.nn.Module):
         self._ipu_id = ipu_id
 
     def __call__(self, *input: Any, **kwargs: Any) -> Any:
-        if strategies.current_stages is not None and self._user_id is None:
-            self._user_id = strategies.current_stages.nextAutoId()
+        if self._user_id is None:
+            self._user_id = _automatic_id()
         _begin(self._user_id, self._ipu_id)
         return self._layer_to_call(*input, **kwargs)
 
@@ -77,8 +82,8 @@ class _BlockHook:
         self._ipu_id = ipu_id
 
     def __call__(self, module: torch.nn.Module, input: Any) -> None:
-        if strategies.current_stages is not None and self._user_id is None:
-            self._user_id = strategies.current_stages.nextAutoId()
+        if self._user_id is None:
+            self._user_id = _automatic_id()
         _begin(self._user_id, self._ipu_id)
 
     def __repr__(self) -> str:
