@@ -77,6 +77,8 @@ class CompileRequest:
     reduction: Reduction = field(default_factory=Reduction)
     groups: Mapping[str, ReplicaGroups] = field(default_factory=dict)
     """Parameters and buffers that differ between replicas, by name."""
+    shared_buffers: bool = False
+    """Replicas with inputs of their own have one copy of the buffers: a forward that writes them is refused."""
     strided_channel_groups: bool = False
     """PopART's `groupNormStridedChannelGrouping`."""
     anchors: tuple[Anchor, ...] = ()
@@ -176,16 +178,37 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
     _add_results(program, capture, results)
     limits.check_results(program)
     overlapped_io.settle(program)
+    _keep_constants(program)
+    if request.shared_buffers:
+        _check_not_written(name for name, _ in capture.variables_written_in_place())
     return list(capture.variables_written())
 
 
+def _keep_constants(program: Program) -> None:
+    """Give constants the values that the model's tensors have now, whatever the host does to these later."""
+    for variable in program.variables.values():
+        if variable.role is Role.CONSTANT and variable.tensor is not None:
+            variable.tensor = variable.tensor.detach().to(variable.dtype).clone()
+
+
+def _check_not_written(names: Iterable[str]) -> None:
+    for name in names:
+        raise poptorch_error(
+            "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming out of "
+            "sync between replicas, you can disable buffer broadcasting using "
+            f"poptorch.Options.broadcastBuffers(False). The forward writes {name}."
+        )
+
+
 def _variable(name: str, tensor: torch.Tensor, request: CompileRequest) -> Variable:
+    """PopART has no variables of whole numbers: they are constants (`JITDispatch::addParameter`)."""
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     groups = request.groups.get(name)
     shape = tuple(tensor.shape[1:] if groups is not None else tensor.shape)
+    role = Role.PARAMETER if is_parameter else Role.BUFFER
     return Variable(
         name,
-        Role.PARAMETER if is_parameter else Role.BUFFER,
+        role if tensor.is_floating_point() else Role.CONSTANT,
         shape,
         device_dtype(tensor.dtype),
         tensor,

@@ -146,12 +146,6 @@ def test_a_parameter_is_no_tensor_to_a_compiled_model() -> None:
         executor(nn.Parameter(X))
 
 
-def test_a_buffer_that_the_model_lacks_cannot_be_updated() -> None:
-    executor = _compile(_options().updatableNamedBuffers(["mean"]))
-    with pytest.raises(KeyError, match="mean"):
-        executor.copyNamedBuffersToDevice()
-
-
 def test_an_optimizer_of_another_models_parameters_is_refused() -> None:
     """PopTorch looks the parameters up by their addresses, and finds none."""
 

@@ -187,3 +187,19 @@ def test_operands_that_do_not_fit_are_torchs_error_with_the_place(
         _run(Calls(lambda layer, x: layer(x), nn.Linear(5, 5)), ROWS)
     assert any("in module 'layers.0'" in note for note in error.value.__notes__)
     assert "fake_tensor" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv1d(2, 4, 3, bias=False), (1, 2, 6)),
+        (nn.Conv2d(2, 4, 3, padding="same"), (1, 2, 6, 6)),
+        (nn.ConvTranspose2d(2, 4, 3), (1, 2, 6, 6)),
+    ],
+)
+def test_convolutions_run_in_the_inputs_type(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    """PopTorch casts weight and bias (`ConvolutionOps.cpp`)."""
+    x = torch.rand(shape)
+    out = _run(layer, x.half())
+    assert out.dtype == torch.float16
+    torch.testing.assert_close(out.float(), layer(x), atol=2e-3, rtol=2e-3)

@@ -478,10 +478,16 @@ class Capture:
 
     def variables_written(self) -> Iterator[tuple[str, fx.Node]]:
         """Which variables the forward wrote, and their new values."""
-        for declared in self._declared.values():
-            if declared.captured is not None and declared.captured.shown.storage.version:
-                yield declared.variable.name, declared.captured.shown.storage.node
+        yield from self.variables_written_in_place()
         yield from self._updates.items()
+
+    def variables_written_in_place(self) -> Iterator[tuple[str, fx.Node]]:
+        """Those that the forward's own code wrote; what it writes to a constant, the next run does not see."""
+        for declared in self._declared.values():
+            if declared.variable.role is Role.CONSTANT or declared.captured is None:
+                continue
+            if declared.captured.shown.storage.version:
+                yield declared.variable.name, declared.captured.shown.storage.node
 
     def update_at_end(self, variable: CapturedTensor, value: CapturedTensor) -> None:
         """Give a variable a value that only the next run sees; nothing, for a tensor that is no variable.

@@ -136,6 +136,24 @@ def _group_norm(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) 
     return transposed(out, 1, groups, size), *statistics
 
 
+_CONVOLUTIONS = (
+    *(aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding),
+    *(aten.conv3d.default, aten.conv3d.padding),
+    *(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input),
+)
+
+
+def _convolution(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """In the input's floating-point type, as PopTorch casts weight and bias (`castWeightAndBias`)."""
+    bound = _bind(func, args, kwargs)
+    dtype = bound["input"].dtype
+    for name in ("weight", "bias"):
+        operand = bound.get(name)
+        if dtype.is_floating_point and operand is not None and operand.dtype != dtype:
+            bound[name] = capture.record(aten._to_copy.default, (operand,), {"dtype": dtype})
+    return capture.decompose(func, (), bound)
+
+
 def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """One loss, where classes are numbers; otherwise what torch makes of it, of which only `nll_loss` is a loss."""
     bound = _bind(func, args, kwargs)
@@ -203,6 +221,7 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten.slice.Tensor: _slice,
     aten.dropout.default: _dropout,
     aten.native_group_norm.default: _group_norm,
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
     aten.cross_entropy_loss.default: _cross_entropy,
     **dict.fromkeys((aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default), _product),
     aten._assert_async.default: _unchecked,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -37,6 +37,12 @@ class Arguments:
         """All tensors, in the order of `canonical` where given."""
         args, kwargs = (None, None) if canonical is None else (canonical.args, canonical.kwargs)
         return flattenTensorStructure(self.args, args) + flattenTensorStructure(self.kwargs, kwargs)
+
+    def named_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every tensor, under the name of the argument that holds it."""
+        for name, value in (*zip(self.names, self.args), *self.kwargs.items()):
+            for tensor in flattenTensorStructure(value):
+                yield name, tensor
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> Arguments:
         """The same arguments with every tensor replaced."""

@@ -20,7 +20,7 @@ from ..executables.container import Contents, UnusableFile
 from ..graph import capture
 from ..graph.annotations import Placement
 from ..graph.captured_tensor import CapturedTensor
-from ..graph.ir import Program
+from ..graph.ir import Program, Role
 from ..graph.program_text import held_by_ipus, program_text
 from ..installation import current_params
 from ..runtime.engine import Executable
@@ -74,6 +74,8 @@ def _make_session(subject: Subject, make_program: Callable[[Subject], CapturedPr
     with wrapping.unwrapped(subject.model):
         captured = make_program(subject)
     program = captured.program
+    _check_updatable_buffers(program, options)
+    _warn_of_types(subject)
     progress(2, 3)
     params = current_params()
     if options.connection_type == ConnectionType.Never:
@@ -98,6 +100,37 @@ def _show(program: Program, executable: Executable) -> None:
         compiler_logger.log(TRACE, "Compiled program:\n%s", program_text(program))
         for title, source in executable.sources().items():
             compiler_logger.log(TRACE, "Code of the %s:\n%s", title, source)
+
+
+def _check_updatable_buffers(program: Program, options: Options) -> None:
+    """Raise Error for a name of `Options.updatableNamedBuffers` that is no buffer of the program."""
+    known = [name for name, variable in program.variables.items() if variable.role is Role.BUFFER]
+    unknown = [name for name in options._Popart.options.get("updatableNamedBuffers", ()) if name not in known]
+    if unknown:
+        raise poptorch_error(
+            f"updatableNamedBuffers() names {unknown}; the buffers of real numbers that the model reads are {known}."
+        )
+
+
+_NARROWED = {torch.int64: "Long to Int", torch.float64: "Double to Float"}
+
+
+def _warn_of_types(subject: Subject) -> None:
+    """Say what has another type on the IPU, and what of the model is no variable there."""
+    named = parameters_and_buffers(subject.model)
+    weights = [name for name, tensor in named.items() if tensor.is_floating_point()]
+    for dtype, change in _NARROWED.items():
+        inputs = [name for name, tensor in subject.inputs.named_tensors() if tensor.dtype == dtype]
+        names = inputs + [name for name in weights if named[name].dtype == dtype]
+        if names:
+            compiler_logger.warning("[DISPATCHER] Type coerced from %s for %s", change, ", ".join(names))
+    constants = [name for name in named if name not in weights]
+    if constants:
+        compiler_logger.warning(
+            "Downgraded to constant because PopART doesn't support non floating point parameters and buffers: %s. "
+            "What a forward writes to them, or the host after compiling, has no effect.",
+            ", ".join(constants),
+        )
 
 
 def check_initialised(model: Any) -> None:

@@ -74,6 +74,7 @@ def compile_request(subject: Subject, forward: Callable[..., Any]) -> CompileReq
         loss_scaling=_automatic_loss_scaling(options) if optimizer is not None else None,
         reduction=_reduction(options, subject.optimizer_description.get("optimizer_type")),
         groups=_replica_groups(subject),
+        shared_buffers=options.broadcast_buffers and options.input_group_size < options.replication_factor,
         strided_channel_groups=options._Popart.options.get("groupNormStridedChannelGrouping", False),
         anchors=_anchors(options),
         patterns=_patterns(options),
@@ -137,10 +138,6 @@ def _automatic_loss_scaling(options: Options) -> AutomaticLossScaling | None:
 
 def _replica_groups(subject: Subject) -> dict[str, ReplicaGroups]:
     groups = {}
-    options = subject.options
-    if not options.broadcast_buffers and options.replication_factor > 1:
-        buffers = subject.model.named_buffers() if isinstance(subject.model, torch.nn.Module) else ()
-        groups = {name: ReplicaGroups("consecutive", 1) for name, _ in buffers}
     for name, (arrangement, size, retrieval) in subject.replica_groups.items():
         parameter = parameters_and_buffers(subject.model)[name]
         if not parameter.dim():

@@ -180,8 +180,8 @@ def reserved_ipus(program: Program, options: Options) -> int:
     needed: int = (max(forward_ipus(program)) + 1) * options.replication_factor
     if needed > MAX_IPUS:
         raise _error(
-            f"The model specifies the use of {needed} IPUs; a process can have at most {MAX_IPUS}. Use fewer stages "
-            "or replicas, or several instances with poprun."
+            f"Too many IPUs requested ({needed}). Experiments that need more than {MAX_IPUS} IPUs require distributed "
+            "execution: use fewer stages or replicas, or several instances with poprun."
         )
     if not _is_device(options):
         return needed

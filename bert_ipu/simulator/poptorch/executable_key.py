@@ -136,6 +136,9 @@ def _model(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "function", Fingerprint().of(model, "the model")
         return
     tensors = (*model.named_parameters(), *model.named_buffers())
+    for name, tensor in tensors:
+        if not tensor.is_floating_point():  # A constant of the program.
+            yield f"{name} (constant)", Fingerprint().of(tensor, name)
     texts = Fingerprint({id(tensor): name for name, tensor in tensors})
     for path, module in model.named_modules(remove_duplicate=False):
         place = path or "(root)"

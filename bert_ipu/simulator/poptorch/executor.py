@@ -164,13 +164,7 @@ class PoplarExecutor:
         self._dirty_host_weights = False
         self._fetch_optimizer_state()
         buffers = dict(self._model.named_buffers())
-        names = self._options._Popart.options["updatableNamedBuffers"]
-        unknown = [name for name in names if name not in buffers]
-        if unknown:
-            raise KeyError(
-                f"updatableNamedBuffers() names {unknown}, but the model's buffers are {list(buffers)}"
-            )
-        session.write_buffers(buffers, names)
+        session.write_buffers(buffers, self._options._Popart.options["updatableNamedBuffers"])
 
     # -- optimizer -----------------------------------------------------------------------------
 

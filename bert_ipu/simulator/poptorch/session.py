@@ -80,7 +80,8 @@ class Session:
 
     def _load(self, named: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
         for name in names:
-            if name in self.program.variables:
+            variable = self.program.variables.get(name)
+            if variable is not None and variable.role is not Role.CONSTANT:
                 self.executable.load_variable(name, named[name].detach())
 
     @torch.no_grad()
