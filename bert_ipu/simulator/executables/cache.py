@@ -22,7 +22,9 @@ Key = dict[str, Texts]
 
 SUFFIX = ".executable"
 _COMPARED = 50
+"""Entries that a miss is compared with, the newest first, so that a full folder does not slow it down."""
 _SHOWN = 4
+"""Differences that a message names."""
 
 
 @dataclass(frozen=True)

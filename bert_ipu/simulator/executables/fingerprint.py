@@ -23,6 +23,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 _MAX_VALUES = 500_000
+"""A value that leads to more others is not described, so that making a key never takes long."""
 _SHOWN = 80
 """Texts up to this long stand for themselves, so that messages can show them."""
 

@@ -100,6 +100,8 @@ def read_program(
 
 
 class _Writer:
+    """Writes graphs node by node; what many nodes share, shapes and origins, it writes once and numbers."""
+
     def __init__(self) -> None:
         self.shapes: list[Any] = []
         self.origins: list[Any] = []
@@ -193,6 +195,8 @@ class _Writer:
 
 
 class _Reader:
+    """Reads what a `_Writer` wrote."""
+
     def __init__(self, fake_mode: FakeTensorMode, document: Document) -> None:
         self.fake_mode = fake_mode
         with fake_mode:
