@@ -6,7 +6,7 @@ capture -> patterns -> autodiff -> patterns -> optimizer -> patterns (`docs/deci
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Optional
 
@@ -177,31 +177,18 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
         raise poptorch_error(replaced)
     _add_results(program, capture, results)
     limits.check_results(program)
+    if request.shared_buffers:
+        _check_not_written([name for name, _ in capture.variables_written_in_place()])
     overlapped_io.settle(program)
     _keep_constants(program)
-    if request.shared_buffers:
-        _check_not_written(name for name, _ in capture.variables_written_in_place())
     return list(capture.variables_written())
 
 
-def _keep_constants(program: Program) -> None:
-    """Give constants the values that the model's tensors have now, whatever the host does to these later."""
-    for variable in program.variables.values():
-        if variable.role is Role.CONSTANT and variable.tensor is not None:
-            variable.tensor = variable.tensor.detach().to(variable.dtype).clone()
-
-
-def _check_not_written(names: Iterable[str]) -> None:
-    for name in names:
-        raise poptorch_error(
-            "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming out of "
-            "sync between replicas, you can disable buffer broadcasting using "
-            f"poptorch.Options.broadcastBuffers(False). The forward writes {name}."
-        )
-
-
 def _variable(name: str, tensor: torch.Tensor, request: CompileRequest) -> Variable:
-    """PopART has no variables of whole numbers: they are constants (`JITDispatch::addParameter`)."""
+    """A parameter, a buffer, or a constant if it holds whole numbers, of which PopART has no variables.
+
+    Source: PopTorch's `JITDispatch::addParameter`.
+    """
     is_parameter = isinstance(tensor, torch.nn.Parameter)
     groups = request.groups.get(name)
     shape = tuple(tensor.shape[1:] if groups is not None else tensor.shape)
@@ -301,6 +288,23 @@ def _add_results(program: Program, capture: Capture, results: Any) -> None:
         nodes.append(node)
         program.outputs.append(OutputSpec(f"input_update_{index}", "input_update", index))
     program.graph.output(tuple(nodes))
+
+
+def _check_not_written(buffers: Sequence[str]) -> None:
+    """Raise Error for buffers that the forward writes, where each replica would write other values."""
+    if buffers:
+        raise poptorch_error(
+            "PopTorch does not support broadcasting buffers. If your model is able to tolerate buffers becoming out of "
+            "sync between replicas, you can disable buffer broadcasting using "
+            f"poptorch.Options.broadcastBuffers(False). The forward writes {buffers[0]}."
+        )
+
+
+def _keep_constants(program: Program) -> None:
+    """Give constants the values that the model's tensors have now, whatever the host does to these later."""
+    for variable in program.variables.values():
+        if variable.role is Role.CONSTANT and variable.tensor is not None:
+            variable.tensor = variable.tensor.detach().to(variable.dtype).clone()
 
 
 # -- backward, writes, anchors -----------------------------------------------------------------
