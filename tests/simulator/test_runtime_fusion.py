@@ -183,6 +183,36 @@ def test_merging_under_ipu_numerics_changes_no_rounding(stochastic: bool) -> Non
         assert relative(weight, expected_weights[name]) < 2e-3, name
 
 
+class Normed(nn.Module):
+    """A norm of the input, whose gradient nobody wants, and a loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(4)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.mse_loss(self.norm(x), target)
+
+
+@pytest.mark.parametrize("fuse", [False, True])
+def test_a_norm_of_float16_inputs_trains_as_in_torch(fuse: bool) -> None:
+    simulator.install(SimulatorParams(fuse=fuse))
+    import poptorch
+
+    torch.manual_seed(2)
+    model, reference = Normed().half(), Normed()
+    x, target = torch.randn(8, 4).half(), torch.randn(8, 4).half()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    trained = poptorch.trainingModel(model, poptorch.Options().showCompilationProgressBar(False), optimizer)
+    loss = trained(x, target)
+    expected = reference(x.float(), target.float())
+    expected.backward()
+    torch.testing.assert_close(loss.float(), expected.detach(), rtol=2e-3, atol=0.0)
+    for ours, weight in zip(model.parameters(), reference.parameters()):
+        moved = weight.detach() - 0.5 * weight.grad
+        torch.testing.assert_close(ours.detach().float(), moved, rtol=2e-3, atol=1e-3)
+
+
 class Scorer(nn.Module):
     """The loss of each row of scores; `and_more` says what else it returns of them."""
 

@@ -79,8 +79,10 @@ class Emitter:
             name = self.code.emit(function, *args, pure=pure, label=label, **kwargs)
             return self.settle(node, name, value, 0)
         names = self.code.emit_tuple(len(value), function, *args, pure=pure, label=label, **kwargs)
+        # What nobody reads may be None when it runs, such as a norm's gradient of an input that wants none.
+        read = {user.args[1] for user in node.users if user.target is operator.getitem}
         return tuple(
-            self.settle(node, name, item, index) if isinstance(item, Tensor) else name
+            self.settle(node, name, item, index) if isinstance(item, Tensor) and index in read else name
             for index, (name, item) in enumerate(zip(names, value))
         )
 
