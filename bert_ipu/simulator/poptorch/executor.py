@@ -178,12 +178,12 @@ class PoplarExecutor:
         if self.isCompiled() and optimizer is not self._optimizer:
             if isinstance(self._optimizer, Optimizer):
                 self._read_optimizer_state()
-                self._optimizer._read_from_ipu = None
+                self._optimizer.read_from_ipu = None
             if isinstance(optimizer, Optimizer):
                 optimizer.ipu_state_is_dirty = True
         self._optimizer = optimizer
         if isinstance(optimizer, Optimizer):
-            optimizer._read_from_ipu = self._read_optimizer_state
+            optimizer.read_from_ipu = self._read_optimizer_state
         if description != self._optimizer_description:
             self._optimizer_description = description
             self._ipu_optimizer_is_dirty = True

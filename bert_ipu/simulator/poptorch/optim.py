@@ -57,7 +57,7 @@ class Optimizer:
     loss_scaling: float
     variable_attrs: VariableAttributes
 
-    _read_from_ipu: Callable[[], None] | None = None
+    read_from_ipu: Callable[[], None] | None = None
     """Brings the host's copy up to date; set by the model that uses the optimizer."""
 
     def __init__(self) -> None:
@@ -69,8 +69,8 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """torch's state dict with `ipu_state` and `ipu_param`, as they are on the IPU now."""
-        if self._read_from_ipu is not None:
-            self._read_from_ipu()
+        if self.read_from_ipu is not None:
+            self.read_from_ipu()
         return self.get_state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -262,7 +262,7 @@ def _check_names(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, ki
             "optimizer",
             lambda: (
                 vars(optimizer).keys()
-                - {"defaults", "state", "param_groups", "variable_attrs", "_read_from_ipu"}
+                - {"defaults", "state", "param_groups", "variable_attrs", "read_from_ipu"}
             ),
             "optimizer attribute",
         ),
