@@ -177,7 +177,10 @@ def _wrapped(value: Any, held: dict[int, GpuTensor]) -> Any:
 
 
 def _layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> tuple[Tensor, ...]:
-    """On a GPU mean and deviation are float32 whatever the operands are."""
+    """On a GPU mean and deviation are float32 whatever the operands are, which are of one dtype."""
+    assert {y.dtype for y in (x, weight, bias) if y is not None} == {x.dtype}, (
+        "CUDA wants operands of one dtype"
+    )
     out, mean, rstd = aten.native_layer_norm(
         x.float(), shape, *(None if y is None else y.float() for y in (weight, bias)), eps
     )
@@ -193,9 +196,27 @@ def _layer_norm_backward(
     return tuple(None if y is None else y.to(x.dtype) for y in made)
 
 
+def _batch_norm(operator: Callable[..., Any]) -> Callable[..., Any]:
+    """CUDA's statistics, running ones too, are float32 beside operands of any dtype."""
+
+    def computed(x: Tensor, *args: Any) -> tuple[Any, ...]:
+        first, *others = operator(x.float(), *(y.float() if isinstance(y, Tensor) else y for y in args))
+        return first.to(x.dtype), *others
+
+    return computed
+
+
 _SUBSTITUTES: dict[OpOverload, Callable[..., Any]] = {
     aten.native_layer_norm.default: _layer_norm,
     aten.native_layer_norm_backward.default: _layer_norm_backward,
+    **{
+        operator: _batch_norm(operator)
+        for operator in (
+            aten._native_batch_norm_legit_functional.default,
+            aten._native_batch_norm_legit.no_stats,
+            aten.native_batch_norm_backward.default,
+        )
+    },
 }
 """What stands for a kernel whose results, or whose being there, are CUDA's alone."""
 

@@ -5,6 +5,7 @@ GPUs here are pretended ones (`pretended_gpu.py`), which refuse an operator that
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import sys
@@ -33,7 +34,7 @@ from bert_ipu.pipeline import pretraining_model, squad_model
 from bert_ipu.simulator import poptorch
 from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.params import SimulatorParams
-from bert_ipu.simulator.runtime import collectives
+from bert_ipu.simulator.runtime import collectives, numerics
 from bert_ipu.simulator.runtime.device import device_code, open_device
 from bert_ipu.train import GeneratedRows
 
@@ -154,7 +155,7 @@ def _bert(task: str, precision: str) -> tuple[Any, list[Tensor]]:
 
 @needs_no_gpu
 @pytest.mark.parametrize(
-    ("task", "optimizer", "numerics"),
+    ("task", "optimizer", "mode"),
     [
         ("pretraining", poptorch.optim.LAMB, "ipu"),
         ("squad", poptorch.optim.AdamW, "fast"),
@@ -162,9 +163,9 @@ def _bert(task: str, precision: str) -> tuple[Any, list[Tensor]]:
         slow("squad", poptorch.optim.SGD, "ipu"),
     ],
 )
-def test_bert_trains(gpu: PretendedGpu, task: str, optimizer: Any, numerics: str) -> None:
+def test_bert_trains(gpu: PretendedGpu, task: str, optimizer: Any, mode: str) -> None:
     """Its first loss is torch's, and the host waits for inputs and results alone."""
-    simulator.install(SimulatorParams(device="cuda", numerics=numerics))
+    simulator.install(SimulatorParams(device="cuda", numerics=mode))
     model, batch = _bert(task, "float16")
     reference, _ = _bert(task, "float32")
     reference.load_state_dict(model.state_dict())
@@ -183,6 +184,48 @@ def test_bert_trains(gpu: PretendedGpu, task: str, optimizer: Any, numerics: str
     losses.append(results[0].float())
     torch.testing.assert_close(losses[0].reshape(()), expected.detach(), rtol=2e-2, atol=0.0)
     assert losses[1] < losses[0]
+
+
+class _Normalised(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.layer, self.last = nn.Conv1d(3, 4, 1), layer, nn.Conv1d(4, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return poptorch.identity_loss(self.last(self.layer(self.first(x))).square(), reduction="mean")
+
+
+@needs_no_gpu
+@pytest.mark.parametrize("half", [True, False])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("layer", [nn.LayerNorm(4), nn.BatchNorm1d(4), nn.GroupNorm(2, 4)])
+def test_layers_in_float32_normalise_float16(
+    monkeypatch: pytest.MonkeyPatch, layer: nn.Module, device: str, half: bool
+) -> None:
+    """Also where float16 is carried in bf16, which ATen's operators want no float32 beside."""
+    monkeypatch.setattr(numerics, "has_fast_bf16", lambda _: True)
+    model = _Normalised(copy.deepcopy(layer))
+    reference = copy.deepcopy(model)
+    model.half()
+    if not half:
+        model.layer.float()
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1))
+    with pretended_gpu() if device == "cuda" else nullcontext():
+        simulator.install(SimulatorParams(device=device, numerics="fast"))
+        options = poptorch.Options().showCompilationProgressBar(False)
+        trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
+        losses = [trained(x.half()) for _ in range(3)]
+        trained.copyWeightsToHost()
+    theirs = torch.optim.SGD(reference.parameters(), lr=0.1)
+    for loss in losses:
+        theirs.zero_grad()
+        expected = reference(x)
+        expected.backward()
+        theirs.step()
+        torch.testing.assert_close(loss.float(), expected.detach(), rtol=2e-2, atol=0.0)
+    for ours, value in zip(model.parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(ours.float(), value, rtol=2e-2, atol=5e-3)
 
 
 class _Rounded(nn.Module):
@@ -329,9 +372,9 @@ def test_what_was_compiled_for_inference_alone_can_get_new_weights() -> None:
     torch.testing.assert_close(run(x), layer(x))
 
 
-@pytest.mark.parametrize("numerics", ["ipu", "fast"])
-def test_autocast_around_a_call_casts_nothing(numerics: str) -> None:
-    simulator.install(SimulatorParams(numerics=numerics))
+@pytest.mark.parametrize("mode", ["ipu", "fast"])
+def test_autocast_around_a_call_casts_nothing(mode: str) -> None:
+    simulator.install(SimulatorParams(numerics=mode))
     layer, x = nn.Linear(64, 64), torch.randn(8, 64)
     run = poptorch.inferenceModel(layer, poptorch.Options().showCompilationProgressBar(False))
     expected = run(x)

@@ -5,6 +5,6 @@ code      `micro`, `update`, `lowering`, `operators`, `optimizer_ops`, `custom`,
 many      micro-batches and replicas as one: `batching`, `batching_rules`, `replication`
 kernels   for several operators: `fusion`, `fused_adam`, `row_kernels`, `losses`, `heads`; loaded by `native`
 numbers   `numerics`, `rounding`, `random`, `products`, `half_partials`, `half_convolutions`, `depth_division`,
-          `exceptions`; printed by `tensor_text`
+          `normalisation`, `exceptions`; printed by `tensor_text`
 job       of several processes: `collectives`, `heartbeat`
 """

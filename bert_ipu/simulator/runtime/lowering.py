@@ -29,6 +29,7 @@ from bert_ipu.simulator.runtime.custom import CUSTOM, custom_op_function
 from bert_ipu.simulator.runtime.half_partials import HalfPartials
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
+from bert_ipu.simulator.runtime.normalisation import FUSED, STATISTICS, in_one_dtype
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.rounding import round_half, round_half_stochastic
 from bert_ipu.simulator.runtime.settings import Products
@@ -130,6 +131,9 @@ class Emitter:
         if name in _PRODUCTS and self.multiplies_halves(node):
             given = [*args, None] if name == "linear" and len(args) == 2 else args
             return (products.linear if name == "linear" else products.matmul), [*given, self.kernels]
+        normalises = target in STATISTICS and self.numerics.half == torch.bfloat16
+        if normalises and (target not in FUSED or _mixes_dtypes(node)):
+            return in_one_dtype(operators.implementation(target), STATISTICS[target]), args
         for position in operators.LONG_ARGUMENTS.get(name, ()):
             if position < len(args) and args[position] is not None:
                 args[position] = self.code.emit(operators.as_long, args[position])
@@ -261,6 +265,12 @@ def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[...
         return tuple((then if bool(predicate) else other)(run, *inputs))
 
     return run_branch
+
+
+def _mixes_dtypes(node: fx.Node) -> bool:
+    """Whether an operator reads floating-point tensors of several dtypes."""
+    values = [read.meta["val"] for read in node.all_input_nodes]
+    return len({v.dtype for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point}) > 1
 
 
 def is_rounded(node: fx.Node) -> bool:
