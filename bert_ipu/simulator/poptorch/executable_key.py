@@ -20,7 +20,7 @@ from ..executables.fingerprint import Fingerprint, digest_of_file, module_state
 from ..graph.optimizers import HyperParameter, OptimizerSpec
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
 from .compile_request import Subject
-from .options import Attribute
+from .options import current_attributes
 
 FITTING = ("inputs", "settings", "parameters")
 """The parts that a program loaded from a file must have in common with the model it is loaded for."""
@@ -87,7 +87,7 @@ def _settings(request: CompileRequest) -> Texts:
         "patterns": str(request.patterns),
         "default dtype": str(torch.get_default_dtype()),
         "autocast": str(torch.is_autocast_enabled("cpu")),
-        "attributes": str(Attribute._current_attrs),
+        "attributes": str(current_attributes()),
     }
     found.update({f"replica groups of {name}": str(groups) for name, groups in request.groups.items()})
     found.update({f"anchor {anchor.short_name}": str(anchor) for anchor in request.anchors})

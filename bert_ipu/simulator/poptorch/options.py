@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -86,6 +87,11 @@ class Attribute:
         annotations = recording.current_annotations()
         if annotations is not None:
             annotations.attributes = MappingProxyType(dict(Attribute._current_attrs))
+
+
+def current_attributes() -> Mapping[str, dict[str, Any]]:
+    """The attributes that operators recorded now would carry."""
+    return Attribute._current_attrs
 
 
 class ConfigFileError(Exception):
