@@ -185,3 +185,58 @@ def test_several_processes_without_a_cache_are_warned(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING, "poptorch::python"):
         _compile(options)
     assert "to avoid compiling the model once per process" in caplog.text
+
+
+ONE = poptorch.VariableRetrievalMode.OnePerGroup
+CONSECUTIVE, NO_GROUPING = poptorch.CommGroupType.Consecutive, poptorch.CommGroupType.NoGrouping
+
+
+def _grouped(rows: int, *grouping: Any) -> Tensor:
+    class Weighted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.rand(rows, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.weight
+
+    executor = poptorch.inferenceModel(Weighted(), _options().replicationFactor(4))
+    executor.weight.replicaGrouping(*grouping)
+    return executor(X)
+
+
+@pytest.mark.parametrize(
+    ("rows", "grouping", "error", "message"),
+    [
+        (
+            2,
+            (CONSECUTIVE, 3, ONE),
+            poptorch.Error,
+            "weight: groups of 3 replicas do not divide the 4 replicas",
+        ),
+        (2, (CONSECUTIVE, 0, ONE), poptorch.Error, "groups of 0 replicas do not divide"),
+        (3, (CONSECUTIVE, 2, ONE), poptorch.Error, "make 2 groups of 4 replicas"),
+        (2, (NO_GROUPING, 0, ONE), poptorch.Error, "make 4 groups of 4 replicas"),
+        (2, (7, 2, ONE), poptorch.Error, "comm_group_type must be one of"),
+        (2, ("pairs", 2, ONE), TypeError, "comm_group_type must be a whole number"),
+        (2, (CONSECUTIVE, "2", ONE), TypeError, "shards must be a whole number"),
+        (2, (CONSECUTIVE, 2, "all"), TypeError, "variable_retrieval_mode must be"),
+    ],
+)
+def test_groups_of_replicas_must_fit(rows: int, grouping: Any, error: type[Exception], message: str) -> None:
+    """PopART's `VariableSettings::verify` and `shapeOnReplica`; the types are the bindings'."""
+    with pytest.raises(error, match=message):
+        _grouped(rows, *grouping)
+
+
+def test_one_group_of_all_replicas_is_none() -> None:
+    """The documentation of `CommGroupType.All`."""
+    assert _grouped(1, poptorch.CommGroupType.All, 0, ONE).shape == (4, 4)
+
+
+def test_a_process_has_at_most_64_ipus() -> None:
+    """PopTorch's `tests/replicated_graph_test.py` has the text."""
+    with pytest.raises(
+        poptorch.Error, match=r"Too many IPUs requested \(128\)\. Experiments that need more than 64 "
+    ):
+        poptorch.inferenceModel(nn.Linear(4, 4), _options().replicationFactor(128))(torch.rand(128, 4))

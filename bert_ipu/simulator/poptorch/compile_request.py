@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -137,20 +137,52 @@ def _automatic_loss_scaling(options: Options) -> AutomaticLossScaling | None:
 
 
 def _replica_groups(subject: Subject) -> dict[str, ReplicaGroups]:
+    """The groups of `replicaGrouping`; where all replicas are one group, the parameter is like any other."""
     groups = {}
+    replicas = subject.options.replication_factor * subject.options.Distributed.numProcesses
     for name, (arrangement, size, retrieval) in subject.replica_groups.items():
         parameter = parameters_and_buffers(subject.model)[name]
         if not parameter.dim():
             raise poptorch_error("Scalars cannot be passed as per-replica weight tensor values")
-        retrieve_all = retrieval == VariableRetrievalMode.AllReplicas
-        if arrangement == CommGroupType.NoGrouping:
-            groups[name] = ReplicaGroups("consecutive", 1, retrieve_all)
-        elif arrangement == CommGroupType.All:
-            groups[name] = ReplicaGroups("consecutive", subject.options.replication_factor, retrieve_all)
-        else:
-            kind = "consecutive" if arrangement == CommGroupType.Consecutive else "orthogonal"
-            groups[name] = ReplicaGroups(kind, size, retrieve_all)  # type: ignore[arg-type]
+        _check_grouping(name, arrangement, size, retrieval)
+        if arrangement in (CommGroupType.All, CommGroupType.NoGrouping):
+            size = replicas if arrangement == CommGroupType.All else 1
+        if size == replicas:
+            continue
+        if not 0 < size < replicas or replicas % size:
+            raise poptorch_error(
+                f"replicaGrouping of {name}: groups of {size} replicas do not divide the {replicas} replicas."
+            )
+        if parameter.shape[0] != replicas // size:
+            raise poptorch_error(
+                f"replicaGrouping of {name}: groups of {size} make {replicas // size} groups of {replicas} replicas, "
+                f"which the parameter's first dimension must count; its shape is {tuple(parameter.shape)}."
+            )
+        kind: Literal["consecutive", "orthogonal"] = (
+            "orthogonal" if arrangement == CommGroupType.Orthogonal else "consecutive"
+        )
+        groups[name] = ReplicaGroups(kind, size, retrieval == VariableRetrievalMode.AllReplicas)
     return groups
+
+
+def _check_grouping(name: str, arrangement: Any, size: Any, retrieval: Any) -> None:
+    """Raise TypeError where PopTorch's bindings do: they take whole numbers, which its enumerations are."""
+    given = {"comm_group_type": arrangement, "shards": size, "variable_retrieval_mode": retrieval}
+    for parameter, value in given.items():
+        if not isinstance(value, int):
+            raise TypeError(
+                f"replicaGrouping of {name}: {parameter} must be a whole number or a member of its enumeration, not "
+                f"{value!r}"
+            )
+    for parameter, enumeration in (
+        ("comm_group_type", CommGroupType),
+        ("variable_retrieval_mode", VariableRetrievalMode),
+    ):
+        if given[parameter] not in list(enumeration):
+            raise poptorch_error(
+                f"replicaGrouping of {name}: {parameter} must be one of {', '.join(map(str, enumeration))}, not "
+                f"{given[parameter]}."
+            )
 
 
 def _optimizer_groups(subject: Subject) -> dict[str, int]:
