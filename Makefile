@@ -40,7 +40,7 @@ test-slow: setup  ## the long checks
 
 test-cuda: setup  ## the simulator on a GPU, against plain torch on the CPU
 	@$(PY) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no GPU: torch %s finds none" % torch.__version__)'
-	BERT_IPU_SIMULATOR=device=cuda BERT_IPU_TEST_GPU=real $(PY) -m pytest -m "" --timeout 1800 \
+	BERT_IPU_SIMULATOR=device=cuda BERT_IPU_TEST_GPU=real $(PY) -m pytest --timeout 1800 \
 		tests/simulator/test_runtime_cuda.py tests/simulator/test_equals_torch.py tests/simulator/test_poprun_training.py
 
 bench: setup  ## the simulator's numbers of docs/results.md, in some ten minutes on an idle machine

@@ -456,13 +456,14 @@ def test_instances_exchange_what_is_on_a_gpu(gpu: PretendedGpu) -> None:
 def test_instances_train_on_gpus_as_torch_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretending = (
         "import runpy, sys\nfrom pretended_gpu import pretended_gpu\n"
-        "with pretended_gpu(): runpy.run_module('bert_ipu.simulator', run_name='__main__', alter_sys=True)\n"
+        "del sys.argv[0]\n"
+        "with pretended_gpu(): runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     (tmp_path / "pretending.py").write_text(pretending)
 
     def job(arguments: list[str], **options: Any) -> Job:
         environment = {"BERT_IPU_SIMULATOR": "device=cuda", "PYTHONPATH": f"{HERE.parents[1]}:{HERE}"}
-        return Job([str(tmp_path / "pretending.py"), *arguments[2:]], environment=environment, **options)
+        return Job([str(tmp_path / "pretending.py"), *arguments], environment=environment, **options)
 
     monkeypatch.setattr(poprun, "Job", job)
     poprun.test_training_equals_torch(tmp_path)
