@@ -68,6 +68,21 @@ def test_name_scopes_and_modules_nest_in_names() -> None:
     assert any(name.startswith("outer/second/inner/within/") for name in model.getTensorNames())
 
 
+def test_operators_that_poptorch_registers_with_torch() -> None:
+    """Graphcore's CNNs and Swin scope names by hooks that call them, its DINO casts by one."""
+
+    def forward(x: Tensor) -> Tensor:
+        torch.ops.poptorch.push_name_scope("hooked")
+        halved = torch.ops.poptorch.internal_cast(x, "FLOAT16")
+        torch.ops.poptorch.pop_name_scope()
+        return halved * 2
+
+    model = poptorch.inferenceModel(forward)
+    torch.testing.assert_close(model(X), X.half() * 2)
+    cast, doubled = [name for name in model.getTensorNames() if "/" in name or "mul" in name]
+    assert cast.startswith("hooked/") and not doubled.startswith("hooked/")
+
+
 def test_a_weight_has_a_name_before_and_after_its_update() -> None:
     options = Options()
     options.anchorTensor("before", "first.weight")

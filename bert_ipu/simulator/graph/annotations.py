@@ -6,8 +6,7 @@ The facade's `Block`, `BeginBlock`, `Stage`, `Phase`, `Attribute` and the like c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Optional
@@ -39,14 +38,13 @@ class Annotations:
         """Everything from here on runs there, until the next call."""
         self.placement = placement
 
-    @contextmanager
-    def scoped(self, name: str, depth: int) -> Iterator[None]:
-        """Names of tensors inside have `name` after those of the first `depth` modules."""
-        outer, self.scopes = self.scopes, (*self.scopes, (depth, name))
-        try:
-            yield
-        finally:
-            self.scopes = outer
+    def push_scope(self, name: str, depth: int) -> None:
+        """Names of tensors from here on have `name` after those of the first `depth` modules."""
+        self.scopes = (*self.scopes, (depth, name))
+
+    def pop_scope(self) -> None:
+        """The scope entered last ends."""
+        self.scopes = self.scopes[:-1]
 
     def meta(self) -> dict[str, Any]:
         """The node metadata these annotations amount to."""

@@ -3,7 +3,8 @@
 models      `models`, `executor`, `arguments`, `structure`, `session`, `devices`, `latency`, `wrapping`
 compiling   `compilation`, `compile_request`, `torch_behaviour`; and keeping what was compiled: `captured_program`,
             `export`, `executable_caching`, `executable_key`
-forward     what may be called in one: `ops`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`, by `recording`
+forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`,
+            by `recording`
 options     `options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
 optimizers  `optim`, `optimizer_attributes`
 data        `dataloader`, `accessor`
@@ -85,6 +86,7 @@ from .structure import (
     reconstructTensorStructure,
     registerCustomArgParser,
 )
+from .torch_operators import register as _register_operators
 
 __all__ = [
     "CPU",
@@ -174,3 +176,4 @@ __all__ = [
 __version__ = VERSION
 
 _configure_logging()
+_register_operators()

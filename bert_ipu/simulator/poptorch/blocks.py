@@ -139,8 +139,7 @@ class NameScope:
         self.name = name
 
     def __enter__(self) -> None:
-        self._scope = recording.scoped(self.name)
-        self._scope.__enter__()
+        recording.push_name_scope(self.name)
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
-        self._scope.__exit__(type, value, traceback)
+        recording.pop_name_scope()

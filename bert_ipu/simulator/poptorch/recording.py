@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -42,15 +41,18 @@ def place(placement: Placement | None) -> None:
         found.place(placement)
 
 
-@contextmanager
-def scoped(name: str) -> Iterator[None]:
-    """Put `name` into the names of what is recorded inside, after the modules around it."""
+def push_name_scope(name: str) -> None:
+    """Put `name` into the names of what is recorded from here on, after the modules around it."""
     current = capture.current()
-    if current is None:
-        yield
-    else:
-        with current.annotations.scoped(name, current.module_depth()):
-            yield
+    if current is not None:
+        current.annotations.push_scope(name, current.module_depth())
+
+
+def pop_name_scope() -> None:
+    """End the name scope that was entered last."""
+    current = capture.current()
+    if current is not None:
+        current.annotations.pop_scope()
 
 
 def emit(op: IpuOp, *args: Any, **kwargs: Any) -> Any:
