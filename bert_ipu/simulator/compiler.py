@@ -81,6 +81,8 @@ class CompileRequest:
     """Replicas with inputs of their own have one copy of the buffers: a forward that writes them is refused."""
     strided_channel_groups: bool = False
     """PopART's `groupNormStridedChannelGrouping`."""
+    module_scopes: bool = True
+    """Whether tensors have the modules that made them in their names."""
     anchors: tuple[Anchor, ...] = ()
     patterns: Optional[Patterns] = None
 
@@ -92,7 +94,7 @@ def compile_program(request: CompileRequest) -> Program:
     the CPU, no loss or several, replaced buffers.
     """
     program = Program(fx.Graph(), FakeTensorMode(allow_non_fake_inputs=True), training=request.training)
-    program.reduction = request.reduction
+    program.reduction, program.module_scopes = request.reduction, request.module_scopes
     run_patterns = request.patterns or _no_patterns
     writes = _capture(request, program)
     run_patterns(program, "forward")

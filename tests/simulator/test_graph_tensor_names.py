@@ -83,6 +83,13 @@ def test_operators_that_poptorch_registers_with_torch() -> None:
     assert cast.startswith("hooked/") and not doubled.startswith("hooked/")
 
 
+def test_modules_may_be_left_out_of_names() -> None:
+    """PopTorch registers the hooks that push modules' names unless `disableModuleNamescope` is called."""
+    model = poptorch.inferenceModel(Scoped(), Options().disableModuleNamescope())
+    model(X)
+    assert any(name.startswith("outer/second/within/") for name in model.getTensorNames())
+
+
 def test_a_weight_has_a_name_before_and_after_its_update() -> None:
     options = Options()
     options.anchorTensor("before", "first.weight")

@@ -66,6 +66,7 @@ def write_program(program: Program) -> tuple[Document, dict[str, torch.Tensor]]:
         "inputs": writer.value(program.inputs),
         "outputs": writer.value(program.outputs),
         "training": program.training,
+        "module_scopes": program.module_scopes,
         "loss": writer.value(program.loss),
         "tensor_names": writer.value(program.tensor_names),
         "reduction": writer.value(program.reduction),
@@ -88,6 +89,7 @@ def read_program(
     graph = fx.Graph()
     reader.graph(graph, document["graph"])
     program = Program(graph, reader.fake_mode, training=document["training"])
+    program.module_scopes = document["module_scopes"]
     for entry in document["variables"]:
         variable = reader.variable(entry)
         values = constants if variable.role is Role.CONSTANT else named

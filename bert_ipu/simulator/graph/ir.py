@@ -200,6 +200,8 @@ class Program:
     inputs: list[InputSpec] = field(default_factory=list)
     outputs: list[OutputSpec] = field(default_factory=list)
     training: bool = False
+    module_scopes: bool = True
+    """Whether tensors have the modules that made them in their names."""
     loss: Optional[fx.Node] = None
     tensor_names: dict[str, fx.Node] = field(default_factory=dict)
     """PopTorch's tensor names (`Gradient___...` included), for anchors and `getTensorNames`."""

@@ -22,12 +22,12 @@ def tensors_by_name(program: Program) -> dict[str, fx.Node]:
         if written is not None and written.role is Role.PARAMETER:
             named[f"UpdatedVar___{written.name}"] = node
         elif node.meta.get("pass") == "forward" and isinstance(node.meta["val"], Tensor):
-            named[_path(node)] = node
+            named[_path(node, program.module_scopes)] = node
     return {**named, **program.tensor_names}
 
 
-def _path(node: fx.Node) -> str:
-    scopes = node.meta["module"].split(".") if node.meta.get("module") else []
+def _path(node: fx.Node, module_scopes: bool) -> str:
+    scopes = node.meta["module"].split(".") if module_scopes and node.meta.get("module") else []
     for depth, name in reversed(node.meta.get("scopes", ())):
         scopes.insert(depth, name)
     return "/".join([*scopes, f"{node.name}:0"])

@@ -76,6 +76,7 @@ def compile_request(subject: Subject, forward: Callable[..., Any]) -> CompileReq
         groups=_replica_groups(subject),
         shared_buffers=options.broadcast_buffers and options.input_group_size < options.replication_factor,
         strided_channel_groups=options._Popart.options.get("groupNormStridedChannelGrouping", False),
+        module_scopes=options._module_namescope_enabled,
         anchors=_anchors(options),
         patterns=_patterns(options),
     )

@@ -84,6 +84,7 @@ def _settings(request: CompileRequest) -> Texts:
         **{f"reduction.{name}": str(value) for name, value in dataclasses.asdict(request.reduction).items()},
         "loss scaling": str(request.loss_scaling),
         "strided channel groups": str(request.strided_channel_groups),
+        "module scopes": str(request.module_scopes),
         "patterns": str(request.patterns),
         "default dtype": str(torch.get_default_dtype()),
         "autocast": str(torch.is_autocast_enabled("cpu")),
