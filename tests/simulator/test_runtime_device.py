@@ -23,7 +23,7 @@ import test_poprun_training as poprun
 import torch
 import torch.nn.functional as F
 from poprun_jobs import Job
-from pretended_gpu import CUDA, GpuTensor, PretendedGpu, pretended_gpu
+from pretended_gpu import CUDA, GpuTensor, PretendedGpu, has_cuda_kernel, pretended_gpu
 from torch import Tensor, nn
 from torch._ops import OpOverload
 from training_reference import trains_like_torch
@@ -92,6 +92,24 @@ def _is_tried_by_torch(kernel: OpOverload, dtypes: tuple[torch.dtype, ...]) -> b
 
 
 # -- kernels -------------------------------------------------------------------------------------
+
+
+@needs_no_gpu
+def test_a_pretended_gpu_refuses_what_a_gpu_would(gpu: PretendedGpu) -> None:
+    aten = torch.ops.aten
+    alone_on_cpus = aten._scaled_dot_product_flash_attention_for_cpu.default, aten.mkldnn_rnn_layer.default
+    assert [has_cuda_kernel(kernel) for kernel in alone_on_cpus] == [False, False]
+    everywhere = aten.mm.default, aten.add.Tensor, aten.zeros_like.default, aten.native_layer_norm.default
+    assert all(has_cuda_kernel(kernel) for kernel in everywhere)
+    with device_code(CUDA):
+        x = torch.ones(3, device="cuda")
+        with pytest.raises(AssertionError, match="operands of the host"):
+            x + torch.ones(3)
+        with pytest.raises(AssertionError, match="a pointer to memory of the GPU"):
+            x.data_ptr()
+        with pytest.raises(RuntimeError, match="numpy"):
+            x.numpy()
+        assert float((x + torch.ones(())).sum()) == 6.0 and gpu.waits == ["_local_scalar_dense"]
 
 
 class _Pictures(nn.Module):
