@@ -102,6 +102,11 @@ class PoplarExecutor:
         """This model's own, frozen copy of the options."""
         return self._options
 
+    @property
+    def _executable(self) -> Session | None:
+        """What was compiled, None before: Graphcore's programs ask for it by this name."""
+        return self._session
+
     def __repr__(self) -> str:
         return module_repr(self._user_model)
 
