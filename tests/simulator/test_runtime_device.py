@@ -109,7 +109,7 @@ def test_a_pretended_gpu_refuses_what_a_gpu_would(gpu: PretendedGpu) -> None:
             x.data_ptr()
         with pytest.raises(RuntimeError, match="numpy"):
             x.numpy()
-        assert float((x + torch.ones(())).sum()) == 6.0 and gpu.waits == ["_local_scalar_dense"]
+        assert float((x + torch.ones(())).sum()) == 6.0 and len(gpu.waits) == 1
 
 
 class _Pictures(nn.Module):
