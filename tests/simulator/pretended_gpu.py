@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,12 +46,12 @@ def _register_guard() -> None:
     library = cache_root() / "tests" / f"cuda_guard_{torch.__version__}.so"
     if not library.exists():
         library.parent.mkdir(parents=True, exist_ok=True)
-        source = library.with_suffix(".cpp")
+        source, made = (library.with_suffix(f".{os.getpid()}{end}") for end in (".cpp", ".so"))
         source.write_text(_GUARD)
-        made = library.with_suffix(".new")
         flags = ["-std=c++20", "-shared", "-fPIC", f"-I{folder / 'include'}", f"-L{folder / 'lib'}", "-lc10"]
         subprocess.run([compiler(), str(source), "-o", str(made), *flags], check=True, timeout=120)
         made.rename(library)
+        source.unlink()
     ctypes.CDLL(str(library))
 
 
