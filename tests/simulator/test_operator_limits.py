@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -203,3 +205,28 @@ def test_convolutions_run_in_the_inputs_type(layer: nn.Module, shape: tuple[int,
     out = _run(layer, x.half())
     assert out.dtype == torch.float16
     torch.testing.assert_close(out.float(), layer(x), atol=2e-3, rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("function", "x", "warned"),
+    [
+        (
+            lambda x: x + 2**40,
+            torch.arange(4),
+            "aten::add .*torch.int64 constant cannot be .* torch.int32: 1099511627776",
+        ),
+        (lambda x: x < -(2**40), torch.arange(4), "aten::lt .*torch.int64 constant"),
+        (lambda x: x * 1e300, ROWS, r"aten::mul .*torch.float64 constant cannot .* torch.float32: 1e\+300"),
+        (lambda x: x * 2**40, ROWS, None),
+        (lambda x: x.clamp(max=math.inf), ROWS, None),
+        (lambda x: x[1:] + 2**31 - 1, torch.arange(4), "2147483648"),
+        (lambda x: x[1:] + (2**31 - 4), torch.arange(4), None),
+    ],
+)
+def test_numbers_that_no_32_bit_type_holds_are_said(
+    function: Callable[[Tensor], Tensor], x: Tensor, warned: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The warnings of PopTorch's `CanonicaliseConstants.cpp`, but for infinity, which float32 has."""
+    _run(Calls(function), x)
+    said = capsys.readouterr().err
+    assert re.search(warned, said) if warned else "cannot be represented" not in said

@@ -7,8 +7,9 @@ messages, and a way out.  Operators of constants only are computed on the host w
 
 from __future__ import annotations
 
+import math
 import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from bert_ipu.simulator.graph.capture import Capture
 
 aten = torch.ops.aten
+
+_INT32, _FLOAT32 = torch.iinfo(torch.int32), torch.finfo(torch.float32)
 
 Arguments = dict[str, Any]
 Limit = Callable[[Arguments], Optional[str]]
@@ -65,6 +68,26 @@ def check_results(program: Program) -> None:
                     f"{pooling.target._schema.name} ({pooling.meta.get('source')}): the indices of max pooling are not "
                     "available on the IPU. Use return_indices=False."
                 )
+
+
+def numbers_lost(program: Program) -> Iterator[str]:
+    """The numbers of the user's code that no 32-bit type holds, with their places (`CanonicaliseConstants.cpp`)."""
+    for node in program.graph.nodes:
+        if not isinstance(node.target, OpOverload) or "source" not in node.meta:
+            continue
+        operands = tree_leaves([operand.meta["val"] for operand in node.all_input_nodes or [node]])
+        of_integers = not any(operand.is_floating_point() for operand in operands)
+        given = _arguments(node.target, node.args, node.kwargs)
+        for argument in node.target._schema.arguments:
+            value, types = given[argument.name], ""
+            if not str(argument.type).startswith(("number", "Optional[number]", "Tensor")):
+                continue  # A size, or the end of a slice.
+            if isinstance(value, float) and _FLOAT32.max < abs(value) < math.inf:
+                types = "torch.float64 constant cannot be represented as a torch.float32"
+            elif isinstance(value, int) and of_integers and not _INT32.min <= value <= _INT32.max:
+                types = "torch.int64 constant cannot be represented as a torch.int32"
+            if types:
+                yield f"{node.target._schema.name} ({node.meta['source']}): {types}: {value}"
 
 
 def _arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -196,7 +219,14 @@ def _feature_dropout(given: Arguments) -> Optional[str]:
 
 
 _PRODUCTS = (
-    *(aten.linear.default, aten.matmul.default, aten.mm.default, aten.bmm.default, aten.mv.default, aten.dot.default),
+    *(
+        aten.linear.default,
+        aten.matmul.default,
+        aten.mm.default,
+        aten.bmm.default,
+        aten.mv.default,
+        aten.dot.default,
+    ),
     *(aten.addmm.default, aten.baddbmm.default, aten.addmv.default, aten.addbmm.default),
 )
 _LIKELIHOODS = (

@@ -17,7 +17,7 @@ from ..compiler import compile_program, parameters_and_buffers
 from ..errors import poptorch_error
 from ..executables.cache import Key, describe_differences
 from ..executables.container import Contents, UnusableFile
-from ..graph import capture
+from ..graph import capture, limits
 from ..graph.annotations import Placement
 from ..graph.captured_tensor import CapturedTensor
 from ..graph.ir import Program, Role
@@ -76,6 +76,8 @@ def _make_session(subject: Subject, make_program: Callable[[Subject], CapturedPr
     program = captured.program
     _check_updatable_buffers(program, options)
     _warn_of_types(subject)
+    for lost in limits.numbers_lost(program):
+        compiler_logger.warning(lost)
     progress(2, 3)
     params = current_params()
     if options.connection_type == ConnectionType.Never:
