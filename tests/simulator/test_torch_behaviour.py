@@ -237,3 +237,22 @@ def _written(x: Tensor, p: Tensor) -> Tensor:
     written = x * 1
     written[:, [0, 2]] = p[0, [1, 3]]
     return written
+
+
+class Squared(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return poptorch.identity_loss(self.layer(x) ** 2, reduction="mean")
+
+
+def test_a_model_trains_where_it_is_called_without_gradients() -> None:
+    """PopTorch differentiates in its compiler and does not ask for torch's mode (none of its sources does)."""
+    x, model = torch.linspace(-1.0, 1.0, 8).view(2, 4), Squared()
+    expected = model.layer.weight.detach() - 0.1 * torch.autograd.grad(model(x), model.layer.weight)[0]
+    training = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=0.1))
+    with torch.no_grad():
+        training(x)
+    torch.testing.assert_close(model.layer.weight.detach(), expected)

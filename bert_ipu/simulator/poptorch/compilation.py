@@ -172,7 +172,8 @@ def _captured_program(subject: Subject) -> CapturedProgram:
 
     def compile_(watching: Watching = nullcontext) -> CapturedProgram:
         forward.watching = watching
-        with torch_without_values(), _tracing(subject.options):
+        # A training model trains wherever it is called; what the forward does under `no_grad` of its own stays so.
+        with torch_without_values(), _tracing(subject.options), torch.set_grad_enabled(True):
             program = compile_program(request)
         _warn_of_what_follows_the_loss(program)
         return CapturedProgram(program, forward.returned)
