@@ -90,6 +90,24 @@ def test_an_op_with_its_own_vertex_trains_as_torch_does(
         assert not torch.equal(found, Model(False).get_parameter(name).detach()), f"{name} was not trained"
 
 
+def test_an_op_whose_gradient_passes_through_an_operator_of_popart() -> None:
+    """As that of Graphcore's YOLO v4 does: the op doubles, PopART's IdentityGrad hands on what comes."""
+    load_probe()
+    layer, x = nn.Linear(4, 4), torch.randn(2, 4)
+
+    def forward(x: Tensor) -> Tensor:
+        (twice,) = poptorch.custom_op([layer(x)], "Doubled", "test.probe", 1, [x])
+        return poptorch.identity_loss(twice, reduction="sum")
+
+    module = nn.Module()
+    module.layer, module.forward = layer, forward  # type: ignore[method-assign]
+    loss, expected = 2 * layer(x).sum().detach(), layer.bias.detach() - 0.5 * len(x)
+    options = poptorch.Options().showCompilationProgressBar(False)
+    training = poptorch.trainingModel(module, options, torch.optim.SGD(layer.parameters(), lr=0.5))
+    torch.testing.assert_close(training(x), loss)
+    torch.testing.assert_close(layer.bias.detach(), expected)
+
+
 class Chain(nn.Module):
     """A layer and then the op, `calls` times in a row."""
 

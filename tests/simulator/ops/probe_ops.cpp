@@ -9,6 +9,7 @@
 #include <popart/alias/aliasmodel.hpp>
 #include <popart/error.hpp>
 #include <popart/op.hpp>
+#include <popart/op/identity.hpp>
 #include <popart/opmanager.hpp>
 #include <popart/popx/devicex.hpp>
 #include <popart/popx/opx.hpp>
@@ -34,6 +35,7 @@ using poplar::Tensor;
 using poplar::program::Sequence;
 
 const popart::OperatorIdentifier probe("test.probe", "Probe", 1);
+const popart::OperatorIdentifier doubled("test.probe", "Doubled", 1);
 const popart::OperatorIdentifier l1("test.probe", "L1Distance", 1, 2, 1);
 const popart::OperatorIdentifier l1Grad("test.probe", "L1DistanceGrad", 1);
 
@@ -284,6 +286,31 @@ private:
   }
 };
 
+// Twice its input, whose gradient is passed through by an op of PopART's.
+class DoubledOp : public popart::Op {
+public:
+  using popart::Op::Op;
+  void setup() override { outInfo(0) = inInfo(0); }
+  std::unique_ptr<popart::Op> clone() const override {
+    return std::unique_ptr<popart::Op>(new DoubledOp(*this));
+  }
+  std::vector<std::unique_ptr<popart::Op>> getGradOps() override {
+    std::vector<std::unique_ptr<popart::Op>> ops;
+    ops.emplace_back(new popart::IdentityGradOp(settings));
+    return ops;
+  }
+  float getSubgraphValue() const override { return getLowSubgraphValue(); }
+};
+
+class DoubledOpx : public popart::popx::Opx {
+public:
+  using popart::popx::Opx::Opx;
+  void grow(Sequence &prog) const override {
+    setOutTensor(0, popops::add(graph(), getInTensor(0), getInTensor(0), prog,
+                                debugContext("doubled")));
+  }
+};
+
 // |a - b| by vertices, with a gradient by vertices.
 class L1DistanceOp : public popart::Op {
 public:
@@ -396,6 +423,9 @@ popart::OpCreator<ProbeOp> probeCreator(
           new ProbeOp(info.opid, info.settings, info.attributes));
     },
     true);
+popart::OpCreator<DoubledOp>
+    doubledCreator(popart::OpDefinitions({{doubled, {}}}), true);
+popart::popx::OpxCreator<DoubledOpx> doubledOpxCreator(doubled);
 popart::OpCreator<L1DistanceOp> l1Creator(
     popart::OpDefinitions({{l1, {}}}),
     [](const popart::OpCreatorInfo &info) {

@@ -77,7 +77,10 @@ std::vector<std::unique_ptr<Op>> IdentityOp::getGradOps() {
 }
 
 IdentityGradOp::IdentityGradOp(const IdentityOp &fwdOp)
-    : IdentityOp(Onnx::GradOperators::IdentityGrad, fwdOp.getSettings()) {}
+    : IdentityGradOp(fwdOp.getSettings()) {}
+
+IdentityGradOp::IdentityGradOp(const Op::Settings &settings_)
+    : IdentityOp(Onnx::GradOperators::IdentityGrad, settings_) {}
 
 const std::vector<GradInOutMapper> &IdentityGradOp::gradInputInfo() const {
   static const std::vector<GradInOutMapper> info = {

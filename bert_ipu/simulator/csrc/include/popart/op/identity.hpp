@@ -14,6 +14,7 @@ public:
 class IdentityGradOp : public IdentityOp {
 public:
   explicit IdentityGradOp(const IdentityOp &fwdOp);
+  explicit IdentityGradOp(const Op::Settings &settings);
   std::unique_ptr<Op> clone() const override;
   const std::vector<GradInOutMapper> &gradInputInfo() const override;
   const std::map<int, int> &gradOutToNonGradIn() const override;
