@@ -45,6 +45,8 @@ def _data_assigned(m: Tensors, x: Tensor) -> Tensor:
         (lambda m, x: x.apply_(float), "apply_() reads a tensor's values"),
         (lambda m, x: x.map_(x, lambda a, _: a), "map_() reads a tensor's values"),
         (lambda m, x: pickle.dumps(x), "pickle reads a tensor's values"),
+        (lambda m, x: torch.tensor([x.sum(), x.mean()]), "tensor() of a list reads the values of tensors"),
+        (lambda m, x: x.new_tensor([x.sum()]), "use `torch.stack`"),
         (_data_assigned, "use `tensor.copy_(value)`"),
         (lambda m, x: poptorch.identity_loss(3, "sum"), "identity_loss must take a torch.tensor"),
         (lambda m, x: poptorch.for_loop(2, lambda y: None, [x])[0], "body must return tensors"),

@@ -211,7 +211,7 @@ SEEDS = [pytest.param(seed, marks=[pytest.mark.slow] if seed >= QUICK else []) f
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_program_drawn_from_a_seed_trains_as_in_torch(seed: int) -> None:
-    """On failure pytest shows what was drawn."""
+    """`draw(seed)` says what was drawn."""
     drawn = draw(seed)
     torch.manual_seed(seed)
     program = Program(drawn.steps)

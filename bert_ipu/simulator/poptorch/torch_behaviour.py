@@ -10,6 +10,7 @@ import torch
 from torch.nn.modules import transformer
 from torch.overrides import TorchFunctionMode
 from torch.utils import checkpoint
+from torch.utils._pytree import tree_leaves
 
 from ..errors import poptorch_error
 from ..graph.capture import Capture, current
@@ -74,6 +75,11 @@ class IpuByDefault(TorchFunctionMode):
         ):
             logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
             kwargs = {**kwargs, "device": "ipu"}
+        if func in _FROM_LISTS and capture is not None and _lists_tensors(args):
+            raise poptorch_error(
+                f"{func.__name__}() of a list reads the values of tensors in it{capture.place()}, which are not known "
+                "while the model is compiled: use `torch.stack`."
+            )
         if func in _INDEXING and capture is not None and _is_on_ipu(args[0], capture):
             args = (args[0], _on_ipu(args[1]), *args[2:])
         if func in (torch.Tensor.new, torch.Tensor.new_tensor) and isinstance(args[0], CapturedTensor):
@@ -86,6 +92,14 @@ class IpuByDefault(TorchFunctionMode):
 
 def _is_on_ipu(tensor: torch.Tensor, capture: Capture) -> bool:
     return isinstance(tensor, CapturedTensor) or capture.declares(tensor)
+
+
+_FROM_LISTS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
+
+
+def _lists_tensors(args: tuple[Any, ...]) -> bool:
+    lists = [data for data in args if isinstance(data, (list, tuple))]
+    return any(isinstance(leaf, CapturedTensor) for leaf in tree_leaves(lists))
 
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
