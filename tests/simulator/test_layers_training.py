@@ -62,6 +62,22 @@ def test_bags_refuse_what_poptorch_refuses(option: str) -> None:
         run(torch.randint(0, 7, (2, 3)))
 
 
+class Pooled(nn.Module):
+    """Features, channels last, pooled to their means over all positions, as in Swin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.pool = nn.Linear(5, 3), nn.AdaptiveAvgPool1d(1)
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(self.pool(self.layer(x).transpose(1, 2)).flatten(1), target)
+
+
+def test_pooling_to_one_value_of_channels_that_come_last_trains() -> None:
+    trains_like_torch(Pooled(), torch.randn(4, 7, 5), torch.randn(4, 3), accumulation=2)
+
+
 def test_a_gradient_that_torch_gives_no_memory_is_zero() -> None:
     class Signs(nn.Module):
         def __init__(self) -> None:

@@ -11,7 +11,7 @@ from torch._ops import OpOverload
 from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
-from bert_ipu.simulator.graph import value_reads
+from bert_ipu.simulator.graph import normalise, value_reads
 from bert_ipu.simulator.graph.captured_tensor import CapturedTensor
 from bert_ipu.simulator.graph.sources import describe
 
@@ -104,6 +104,12 @@ def _slice(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> An
     start, end, step = bound.get("start") or 0, bound.get("end"), bound.get("step", 1)
     whole = start in (0, -size) and (end is None or end >= size) and step == 1
     return args[0] if whole else capture.record(func, args, kwargs)
+
+
+def _as_strided(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    bound = _bind(func, args, kwargs)
+    same = normalise.only_restrides(args[0], bound["size"], bound["stride"], bound.get("storage_offset"))
+    return args[0] if same else capture.record(func, args, kwargs)
 
 
 def _dropout(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -219,6 +225,7 @@ HANDLERS: dict[OpOverload, Handler] = {
     aten.contiguous.default: _contiguous,
     **dict.fromkeys(_RESHAPED_IN_PLACE, _reshape_in_place),
     aten.slice.Tensor: _slice,
+    aten.as_strided.default: _as_strided,
     aten.dropout.default: _dropout,
     aten.native_group_norm.default: _group_norm,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),

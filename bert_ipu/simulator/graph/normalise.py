@@ -6,6 +6,7 @@ and `out=` operators become their functional forms; some are rewritten by hand (
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Optional
 
@@ -122,6 +123,12 @@ def functional_form(target: OpOverload) -> Optional[OpOverload]:
     fitting = [overload for overload in overloads if _fits(target, overload, wanted)]
     named = [overload for overload in fitting if overload._overloadname == target._overloadname]
     return next(iter(named or fitting), None)
+
+
+def only_restrides(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: Optional[int]) -> bool:
+    """Whether `as_strided` leaves all elements in place, as where average pooling to one value says "channels last"."""
+    same = tuple(size) == tuple(tensor.shape) and offset in (None, tensor.storage_offset())
+    return same and all(n == 1 or new == old for n, new, old in zip(size, stride, tensor.stride()))
 
 
 def _fits(target: OpOverload, overload: OpOverload, wanted: list[str]) -> bool:
