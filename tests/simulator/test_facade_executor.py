@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -445,3 +446,13 @@ def test_poptorchs_own_gather_can_be_called_by_name() -> None:
     for bad in (index[:, :1], index[0]):
         with pytest.raises(poptorch.Error, match="dimensions of the data except for the last"):
             poptorch.inferenceModel(_gathered, _options())(x, bad)
+
+
+def test_a_model_is_pickled_until_it_is_compiled() -> None:
+    """PopTorch's `pipelining_test.py` saves one before; what is compiled, Python cannot pickle."""
+    x = torch.rand(2, 4)
+    executor = poptorch.inferenceModel(torch.nn.Linear(4, 4))
+    loaded = pickle.loads(pickle.dumps(executor))
+    assert torch.equal(loaded(x), executor(x))
+    with pytest.raises(poptorch.Error, match="neither pickled nor copied"):
+        pickle.dumps(executor)

@@ -117,6 +117,8 @@ class PoplarExecutor:
         return _ReplicaGroupingWrapper(self, attr, value) if isinstance(value, torch.nn.Parameter) else value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._session is None:
+            return super().__reduce_ex__(protocol)
         raise poptorch_error(
             "A model on the IPU can be neither pickled nor copied: take the user's, `executor.model`, or write the "
             "executable by `executor.save()`."
