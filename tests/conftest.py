@@ -28,6 +28,13 @@ def simulator_defaults() -> Iterator[None]:
     simulator.install()
 
 
+@pytest.fixture(autouse=True)
+def patterns_of_other_tests_are_off(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library stays loaded as long as the process, with its patterns on: tests of custom ops alone want them."""
+    if not any(word in str(request.path.relative_to(REPOSITORY)) for word in ("custom_op", "pattern")):
+        monkeypatch.setattr("bert_ipu.simulator.graph.patterns.registered_patterns", dict)
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """The root of this checkout."""

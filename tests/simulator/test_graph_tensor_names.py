@@ -68,6 +68,13 @@ def test_name_scopes_and_modules_nest_in_names() -> None:
     assert any(name.startswith("outer/second/inner/within/") for name in model.getTensorNames())
 
 
+def test_modules_may_be_left_out_of_names() -> None:
+    """PopTorch registers the hooks that push modules' names unless `disableModuleNamescope` is called."""
+    model = poptorch.inferenceModel(Scoped(), Options().disableModuleNamescope())
+    model(X)
+    assert any(name.startswith("outer/second/within/") for name in model.getTensorNames())
+
+
 def test_operators_that_poptorch_registers_with_torch() -> None:
     """Graphcore's CNNs and Swin scope names by hooks that call them, its DINO casts by one."""
 
@@ -81,13 +88,6 @@ def test_operators_that_poptorch_registers_with_torch() -> None:
     torch.testing.assert_close(model(X), X.half() * 2)
     cast, doubled = [name for name in model.getTensorNames() if "/" in name or "mul" in name]
     assert cast.startswith("hooked/") and not doubled.startswith("hooked/")
-
-
-def test_modules_may_be_left_out_of_names() -> None:
-    """PopTorch registers the hooks that push modules' names unless `disableModuleNamescope` is called."""
-    model = poptorch.inferenceModel(Scoped(), Options().disableModuleNamescope())
-    model(X)
-    assert any(name.startswith("outer/second/within/") for name in model.getTensorNames())
 
 
 def test_a_weight_has_a_name_before_and_after_its_update() -> None:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
-from bert_ipu.simulator.custom_ops import registered_patterns
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.depth_division import PRODUCTS, TILES, tiles_for
 from bert_ipu.simulator.runtime.half_convolutions import convolution, convolution_backward
@@ -142,7 +141,6 @@ def test_convolutions_are_torchs_where_every_sum_is_exact(kernels: Kernels | Non
 def options_with(partials: torch.dtype) -> poptorch.Options:
     options = poptorch.Options().showCompilationProgressBar(False)
     options.Precision.setPartialsType(partials)
-    options._Popart.setPatterns(dict.fromkeys(registered_patterns(), False))
     return options
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
-from bert_ipu.simulator.custom_ops import registered_patterns
 from bert_ipu.simulator.params import SimulatorParams
 
 
@@ -30,7 +29,6 @@ class TwoStages(nn.Module):
 def compiled_text(capfd: pytest.CaptureFixture[str], device: str) -> str:
     simulator.install(SimulatorParams(device=device))
     options = poptorch.Options().showCompilationProgressBar(False)
-    options._Popart.setPatterns(dict.fromkeys(registered_patterns(), False))
     options.Training.gradientAccumulation(3)
     model = TwoStages()
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1)

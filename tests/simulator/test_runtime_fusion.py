@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from bert_ipu import simulator
-from bert_ipu.simulator.custom_ops import registered_patterns
 from bert_ipu.simulator.params import SimulatorParams
 
 pytestmark = pytest.mark.cpp
@@ -100,8 +99,6 @@ def trained(
     options.Precision.enableStochasticRounding(stochastic)
     options.Training.gradientAccumulation(accumulation)
     options.outputMode(poptorch.OutputMode.All)
-    # Libraries that other tests of this process have loaded would change the program.
-    options._Popart.setPatterns(dict.fromkeys(registered_patterns(), False))
     trainer = poptorch.trainingModel(marked, options, poptorch.optim.SGD(model.parameters(), lr=0.05))
     given = batch(BATCH * accumulation)
     losses = torch.stack([trainer(*given)[1].float().mean() for _ in range(3)])
