@@ -1,6 +1,7 @@
 """The PopTorch 3.4 interface of the simulator: the same names, signatures, defaults and errors.
 
-models      `models`, `executor`, `arguments`, `structure`, `session`, `devices`, `latency`, `wrapping`
+models      `models`, `executor`, `arguments`, `structure`, `session`, `devices`, `latency`, `wrapping`,
+            `replica_grouping`
 compiling   `compilation`, `compile_request`, `torch_behaviour`; and keeping what was compiled: `captured_program`,
             `export`, `executable_caching`, `executable_key`
 forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`,

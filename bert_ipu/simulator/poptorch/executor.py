@@ -19,11 +19,12 @@ from ._logging import logger
 from .arguments import ArgumentParser, Arguments
 from .captured_program import CapturedProgram, is_placeholder
 from .compile_request import Subject
-from .enums import CommGroupType, ConnectionType, OutputMode, VariableRetrievalMode
+from .enums import ConnectionType, OutputMode
 from .optim import SGD, Optimizer
 from .optimizer_attributes import AttributeTracker, check_replacement, describe
 from .options import Options, PipelinedExecution, ShardedExecution
 from .printing import module_repr
+from .replica_grouping import GroupableParameter, Grouping
 from .session import Session
 from .structure import reconstructTensorStructure
 
@@ -66,7 +67,7 @@ class PoplarExecutor:
         self._captured: CapturedProgram | None = None
         self._anchor_memory: dict[str, torch.Tensor] = {}
         """The last values of anchored tensors, by their short names."""
-        self.per_replica_params: dict[str, tuple[CommGroupType, int, VariableRetrievalMode]] = {}
+        self.per_replica_params: dict[str, Grouping] = {}
         self._host_weights_version = 0
         """How often the host has got new weights from the device: by it inference follows training."""
         self._dirty_host_weights = False
@@ -114,7 +115,8 @@ class PoplarExecutor:
         if attr == "_user_model":
             raise AttributeError(attr)  # not constructed yet: there is nothing to look in
         value = getattr(self._user_model, attr)
-        return _ReplicaGroupingWrapper(self, attr, value) if isinstance(value, torch.nn.Parameter) else value
+        is_parameter = isinstance(value, torch.nn.Parameter)
+        return GroupableParameter(self.per_replica_params, attr, value) if is_parameter else value
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._session is None:
@@ -517,24 +519,6 @@ class PoplarExecutor:
     def getLatency(self) -> tuple[float, float, float]:
         """Least, greatest and mean seconds from the host to the host."""
         return latency.between(self.getPerfCounters(), ("input", min), ("output_complete", max))
-
-
-class _ReplicaGroupingWrapper:
-    """A parameter as an attribute of an executor: itself, and `replicaGrouping`."""
-
-    def __init__(self, executor: PoplarExecutor, name: str, parameter: torch.nn.Parameter) -> None:
-        self._executor = executor
-        self._name = name
-        self._parameter = parameter
-
-    def replicaGrouping(
-        self, comm_group_type: CommGroupType, shards: int, variable_retrieval_mode: VariableRetrievalMode
-    ) -> None:
-        """Give groups of replicas values of their own: the parameter's first dimension counts the groups."""
-        self._executor.per_replica_params[self._name] = (comm_group_type, shards, variable_retrieval_mode)
-
-    def __getattr__(self, attr: str) -> Any:
-        return getattr(self._parameter, attr)
 
 
 def _own_options(options: Options | None, training: bool) -> Options:
