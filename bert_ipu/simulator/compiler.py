@@ -229,8 +229,8 @@ def _check_input(leaf: torch.Tensor, index: int) -> None:
     if leaf.requires_grad:
         raise poptorch_error(
             "An input tensor to an IPU model can not have requires_grad set to True, however input "
-            f"{index} does: {leaf}\nYou can set requires_grad=True from within the model as an alternative, "
-            "and return gradients as outputs to your model, if required."
+            f"{index} does: {leaf}\nPass it detached; a gradient for it is had by `x.requires_grad_()` inside the "
+            "forward, as one more result."
         )
     try:
         device_dtype(leaf.dtype)

@@ -108,3 +108,10 @@ def test_a_buffer_written_on_an_early_stage_adds_no_stage() -> None:
     poptorch.trainingModel(model, options)(torch.randn(6, 4), torch.ones(6, dtype=torch.long))
     assert model.calls == 3
     assert model.norm.running_mean.all()
+
+
+def test_an_environment_that_says_nothing_about_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POPTORCH_IPU_MODEL", "yes")
+    model = poptorch.inferenceModel(nn.Identity(), poptorch.Options().showCompilationProgressBar(False))
+    with pytest.raises(poptorch.Error, match="POPTORCH_IPU_MODEL is 'yes'; set it to 1"):
+        model(torch.ones(2))

@@ -134,7 +134,7 @@ def _elements(data: Any, layout: _Layout) -> list[torch.Tensor]:
     for index, element in enumerate(elements):
         assert isinstance(element, torch.Tensor), (
             f"Tensor at index {index} is not a torch tensor ({type(element)}). "
-            "AsynchronousDataAccessor expects data to be organised as a flat 1D container of tensors."
+            "AsynchronousDataAccessor takes batches that are one tensor, or a flat tuple or list of tensors."
         )
     return elements
 
@@ -404,7 +404,7 @@ class AsynchronousDataAccessor:
             )
         if getattr(dataset, "leaves_incomplete_batch", False) and rebatched_size is None:
             raise AssertionError(
-                "The 'drop_last=False' option from the DataLoader only works if 'rebatched_size' is specified too."
+                "A DataLoader with drop_last=False leaves a smaller last batch: give rebatched_size, too."
             )
         assert rebatched_size is None or rebatched_size > 1, "rebatched_size must be None or greater than 1"
         self._dataset = dataset

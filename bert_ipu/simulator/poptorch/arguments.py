@@ -201,7 +201,7 @@ class ArgumentParser:
             return parsed
         if not self._warned_not_contiguous:
             logger.warning(
-                "At least one input tensor is not contiguous: non-contiguous tensors will be converted."
+                "At least one input tensor is not contiguous: it is copied to contiguous memory at each call."
             )
             self._warned_not_contiguous = True
         return parsed.map(torch.Tensor.contiguous)

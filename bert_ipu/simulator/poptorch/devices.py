@@ -135,7 +135,10 @@ def check_pipeline(program: Program, options: Options) -> None:
 
 def model_is_asked_for() -> bool:
     """Whether POPTORCH_IPU_MODEL asks for the IPU Model; options that say what to use come before it."""
-    return int(os.environ.get("POPTORCH_IPU_MODEL", "0")) != 0
+    asked = os.environ.get("POPTORCH_IPU_MODEL", "0")
+    if not asked.strip().isdecimal():
+        raise _error(f"POPTORCH_IPU_MODEL is {asked!r}; set it to 1 for the IPU Model, or to 0.")
+    return int(asked) != 0
 
 
 IPU_VERSIONS = (1, 2, 21)
