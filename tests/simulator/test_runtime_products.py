@@ -63,6 +63,16 @@ def test_bias_and_sums_of_rows(kernels: Kernels) -> None:
     torch.testing.assert_close(sums, a.double().sum(1).float(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("shape", [(300, 2100, 140), (130, 1500, 140), (3000, 2100, 1499)])
+def test_sums_of_rows_of_a_turned_matrix(kernels: Kernels, shape: tuple[int, int, int]) -> None:
+    """A weight's gradient: the first and last are computed transposed, in strips and in blocks."""
+    rows, depth, columns = shape
+    a, b = torch.randn(depth, rows).t(), torch.randn(depth, columns)
+    out, sums = products.product_and_row_sums(a, b, kernels)
+    assert float((out - a @ b).norm() / out.norm()) < BOUND
+    torch.testing.assert_close(sums, a.double().sum(1).float(), rtol=1e-4, atol=1e-3)
+
+
 def test_strided_batches_equal_torch(kernels: Kernels) -> None:
     """Attention's products, on query, key and value as one product left them."""
     heads = torch.randn(3, 128, 3, 4, 64).permute(2, 0, 3, 1, 4)

@@ -14,9 +14,11 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <utility>
 
 #include "half_packing.hpp"
 
@@ -36,13 +38,15 @@ struct HalfProduct {
 #ifdef __AVX512FP16__
 namespace {
 
-constexpr int64_t kPanels = 8;          // panels of rows that stay in L2
-constexpr int64_t kDepthBlock = 1024;   // of one packed block
-constexpr int64_t kRowBlock = 4080;     // a multiple of kRows
-constexpr int64_t kColumnBlock = 4096;  // a multiple of kColumns
-constexpr int64_t kKeptBytes = 4 << 20; // of a matrix that is packed whole
+constexpr int64_t kPanels = 8;           // panels of rows that stay in L2
+constexpr int64_t kColumnPanels = 4;     // the same of columns
+constexpr int64_t kDepthBlock = 1024;    // of one packed block
+constexpr int64_t kRowBlock = 4080;      // a multiple of kRows
+constexpr int64_t kColumnBlock = 4096;   // a multiple of kColumns
+constexpr int64_t kKeptBytes = 12 << 20; // of a matrix that is packed whole
 constexpr int64_t kAhead = 8; // steps that packed values are fetched early
 constexpr int64_t kParallelFrom = 1 << 20;
+static_assert(kPanels <= kStrip, "a strip of rows is packed at once");
 
 // tile += the products of up to kChunk k, summed in fp16.
 void multiply_chunk(const uint32_t *a, const uint16_t *b, int64_t depth,
@@ -80,13 +84,21 @@ void multiply_chunk(const uint32_t *a, const uint16_t *b, int64_t depth,
   }
 }
 
+// One batch. A result that was turned over has adjacent rows instead, a
+// c_column above 1, and no bias; its `column_sums` are those of b's columns.
+struct Product : HalfProduct {
+  explicit Product(const HalfProduct &given) : HalfProduct(given) {}
+  int64_t c_column = 1;
+  float *column_sums = nullptr;
+};
+
 // A packed block of each matrix, and where its part of the result goes.
 struct Block {
   const uint32_t *a;
   const uint16_t *b;
   const float *a_inverses, *b_inverses, *bias;
   float *c;
-  int64_t rows, columns, depth, c_row;
+  int64_t rows, columns, depth, c_row, c_column;
   bool adds; // to what c holds
 };
 
@@ -114,9 +126,36 @@ void write_tile(const Block &block, const float *tile, int64_t row,
   }
 }
 
+// The same where a column's rows are adjacent.
+void write_tile_by_columns(const Block &block, const float *tile, int64_t row,
+                           int64_t column) {
+  const __mmask16 valid = first_lanes(std::min(block.rows - row, kRows));
+  const __m512 row_scale = _mm512_loadu_ps(block.a_inverses + row);
+  for (int64_t group = 0; group < kColumns; group += kLanes) {
+    __m512i lanes[kLanes];
+    for (int64_t i = 0; i < kLanes; ++i)
+      lanes[i] = i < kRows
+                     ? _mm512_load_si512(tile + i * kColumns + group)
+                     : _mm512_setzero_si512();
+    transpose_16x16(lanes);
+    const int64_t first = column + group,
+                  count = std::min(block.columns - first, kLanes);
+    for (int64_t j = 0; j < count; ++j) {
+      float *target = block.c + (first + j) * block.c_column + row;
+      const __m512 scale = _mm512_mul_ps(
+          row_scale, _mm512_set1_ps(block.b_inverses[first + j]));
+      const __m512 start = block.adds ? _mm512_maskz_loadu_ps(valid, target)
+                                      : _mm512_setzero_ps();
+      const __m512 sum = _mm512_mul_ps(_mm512_castsi512_ps(lanes[j]), scale);
+      _mm512_mask_storeu_ps(target, valid, _mm512_add_ps(sum, start));
+    }
+  }
+}
+
 void multiply_tile(const Block &block, int64_t row, int64_t column) {
+  const bool by_columns = block.c_column != 1;
   // Rows of the result are pages apart: without this each write would wait.
-  for (int64_t i = 0; i < std::min(block.rows - row, kRows); ++i)
+  for (int64_t i = 0; !by_columns && i < std::min(block.rows - row, kRows); ++i)
     for (int64_t j = 0; j < kColumns; j += kLanes)
       __builtin_prefetch(block.c + (row + i) * block.c_row + column + j, 1);
   alignas(64) float tile[kRows * kColumns] = {};
@@ -125,7 +164,10 @@ void multiply_tile(const Block &block, int64_t row, int64_t column) {
   for (int64_t k = 0; k < block.depth; k += kChunk)
     multiply_chunk(a + k * kRows, b + k * kColumns,
                    std::min(kChunk, block.depth - k), tile);
-  write_tile(block, tile, row, column);
+  if (by_columns)
+    write_tile_by_columns(block, tile, row, column);
+  else
+    write_tile(block, tile, row, column);
 }
 
 void multiply_block(const Block &block) {
@@ -177,7 +219,7 @@ Workspace &workspace() {
 }
 
 // One block of the depth: rows and columns in blocks, all threads together.
-void multiply_depth(const HalfProduct &p, int64_t start, int64_t depth,
+void multiply_depth(const Product &p, int64_t start, int64_t depth,
                     Workspace &space) {
   const Source a{p.a + start * p.a_column, p.a_row, p.a_column};
   const Source b{p.b + start * p.b_row, p.b_column, p.b_row};
@@ -193,21 +235,24 @@ void multiply_depth(const HalfProduct &p, int64_t start, int64_t depth,
 #pragma omp for schedule(static)
       for (int64_t j = 0; j < columns; j += kStripColumns)
         pack_columns({b.element(column, 0), b.along, b.across}, j, columns,
-                     depth, space.b() + j * depth, space.b_inverses.get() + j);
+                     depth, space.b() + j * depth, space.b_inverses.get() + j,
+                     row == 0 && p.column_sums ? p.column_sums + column
+                                               : nullptr);
       const Block block{space.a(),
                         space.b(),
                         space.a_inverses.get(),
                         space.b_inverses.get(),
                         p.bias ? p.bias + column : nullptr,
-                        p.c + row * p.c_row + column,
+                        p.c + row * p.c_row + column * p.c_column,
                         rows,
                         columns,
                         depth,
                         p.c_row,
+                        p.c_column,
                         start > 0};
       const int64_t bands = ceil_div(rows, kPanels * kRows),
                     panels = ceil_div(columns, kColumns);
-#pragma omp for schedule(static)
+#pragma omp for schedule(guided)
       for (int64_t task = 0; task < bands * panels; ++task) {
         const int64_t top = task / panels * kPanels * kRows;
         for (int64_t i = top; i < std::min(rows, top + kPanels * kRows);
@@ -218,38 +263,59 @@ void multiply_depth(const HalfProduct &p, int64_t start, int64_t depth,
   }
 }
 
-void multiply_together(const HalfProduct &p) {
+void clear_sums(const Product &p) {
+  if (p.row_sums)
+    std::fill(p.row_sums, p.row_sums + p.rows, 0.0f);
+  if (p.column_sums)
+    std::fill(p.column_sums, p.column_sums + p.columns, 0.0f);
+}
+
+void multiply_together(const Product &p) {
   Workspace &space = workspace();
   const int64_t deepest = std::min(p.depth, kDepthBlock);
   space.reserve(std::min(p.rows, kRowBlock), std::min(p.columns, kColumnBlock),
                 deepest);
-  if (p.row_sums)
-    std::fill(p.row_sums, p.row_sums + p.rows, 0.0f);
+  clear_sums(p);
 #pragma omp parallel if (p.rows * p.columns * p.depth >= kParallelFrom)
   for (int64_t start = 0; start < p.depth; start += kDepthBlock)
     multiply_depth(p, start, std::min(kDepthBlock, p.depth - start), space);
 }
 
-// What one thread does of some panels, side by side.
-struct Share {
-  explicit Share(int64_t panels)
-      : first(panels * omp_get_thread_num() / omp_get_num_threads()),
-        end(panels * (omp_get_thread_num() + 1) / omp_get_num_threads()) {}
-  int64_t first, end;
+// Panels that threads take in turns: several at once, and fewer towards the
+// end, so that none waits long for one that the machine holds up.
+class Strips {
+public:
+  Strips(int64_t panels, int64_t most) : panels_(panels), most_(most) {}
+  // The next strip's first panel and the one behind its last; false at the end.
+  bool take(int64_t &first, int64_t &end) {
+    int64_t at = next_.load();
+    do {
+      if (at >= panels_)
+        return false;
+      const int64_t fair = (panels_ - at) / (2 * omp_get_num_threads());
+      first = at;
+      end = at + std::clamp<int64_t>(fair, 1, most_);
+    } while (!next_.compare_exchange_weak(at, end));
+    return true;
+  }
+
+private:
+  const int64_t panels_, most_;
+  std::atomic<int64_t> next_{0};
 };
 
 // The operands from column `start` of the left one, and row `start` of the
 // right one, on.
-Source left_of(const HalfProduct &p, int64_t start) {
+Source left_of(const Product &p, int64_t start) {
   return {p.a + start * p.a_column, p.a_row, p.a_column};
 }
-Source right_of(const HalfProduct &p, int64_t start) {
+Source right_of(const Product &p, int64_t start) {
   return {p.b + start * p.b_row, p.b_column, p.b_row};
 }
 
 // All of the right matrix is packed, by all threads; then each takes strips of
-// its own rows, which are multiplied as soon as they are packed.
-void multiply_by_rows(const HalfProduct &p, Workspace &kept) {
+// rows, which are multiplied as soon as they are packed.
+void multiply_by_rows(const Product &p, Workspace &kept, Strips &strips) {
   const int64_t width = ceil_div(p.columns, kColumns) * kColumns;
 #pragma omp for schedule(static) collapse(2)
   for (int64_t start = 0; start < p.depth; start += kDepthBlock)
@@ -257,27 +323,39 @@ void multiply_by_rows(const HalfProduct &p, Workspace &kept) {
       const int64_t depth = std::min(kDepthBlock, p.depth - start);
       pack_columns(right_of(p, start), j, p.columns, depth,
                    kept.b() + start * width + j * depth,
-                   kept.b_inverses.get() + start / kDepthBlock * width + j);
+                   kept.b_inverses.get() + start / kDepthBlock * width + j,
+                   nullptr);
     }
   Workspace &own = workspace();
-  own.reserve(kStripRows, 0, std::min(p.depth, kDepthBlock));
-  const Share mine(ceil_div(p.rows, kRows));
-  const int64_t end = std::min(p.rows, mine.end * kRows);
-  for (int64_t row = mine.first * kRows; row < end; row += kStripRows)
+  own.reserve(kPanels * kRows, 0, std::min(p.depth, kDepthBlock));
+  for (int64_t first, last; strips.take(first, last);) {
+    const int64_t row = first * kRows, end = std::min(p.rows, last * kRows);
     for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
       const int64_t depth = std::min(kDepthBlock, p.depth - start);
       pack_rows(left_of(p, start), row, end, depth, own.a(),
                 own.a_inverses.get(), p.row_sums);
-      multiply_block({own.a(), kept.b() + start * width, own.a_inverses.get(),
-                      kept.b_inverses.get() + start / kDepthBlock * width,
-                      p.bias, p.c + row * p.c_row,
-                      std::min(kStripRows, end - row), p.columns, depth,
-                      p.c_row, start > 0});
+      const Block block{own.a(),
+                        kept.b() + start * width,
+                        own.a_inverses.get(),
+                        kept.b_inverses.get() + start / kDepthBlock * width,
+                        p.bias,
+                        p.c + row * p.c_row,
+                        end - row,
+                        p.columns,
+                        depth,
+                        p.c_row,
+                        p.c_column,
+                        start > 0};
+      for (int64_t j = 0; j < block.columns; j += kColumns)
+        for (int64_t i = 0; i < block.rows; i += kRows)
+          multiply_tile(block, i, j);
     }
+  }
 }
 
 // The same with all of the left matrix packed, and strips of columns.
-void multiply_by_columns(const HalfProduct &p, Workspace &kept) {
+void multiply_by_columns(const Product &p, Workspace &kept,
+                         Strips &strips) {
   const int64_t height = ceil_div(p.rows, kRows) * kRows;
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < p.rows; i += kRows)
@@ -289,41 +367,68 @@ void multiply_by_columns(const HalfProduct &p, Workspace &kept) {
                 p.row_sums);
     }
   Workspace &own = workspace();
-  own.reserve(0, kStripColumns, std::min(p.depth, kDepthBlock));
-  const Share mine(ceil_div(p.columns, kColumns));
-  const int64_t end = std::min(p.columns, mine.end * kColumns);
-  for (int64_t column = mine.first * kColumns; column < end;
-       column += kStripColumns)
+  own.reserve(0, kColumnPanels * kColumns, std::min(p.depth, kDepthBlock));
+  for (int64_t first, last; strips.take(first, last);) {
+    const int64_t column = first * kColumns,
+                  end = std::min(p.columns, last * kColumns);
     for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
       const int64_t depth = std::min(kDepthBlock, p.depth - start);
-      pack_columns(right_of(p, start), column, end, depth, own.b(),
-                   own.b_inverses.get());
-      multiply_block({kept.a() + start * height, own.b(),
-                      kept.a_inverses.get() + start / kDepthBlock * height,
-                      own.b_inverses.get(), p.bias ? p.bias + column : nullptr,
-                      p.c + column, p.rows,
-                      std::min(kStripColumns, end - column), depth, p.c_row,
-                      start > 0});
+      for (int64_t j = column; j < end; j += kStripColumns)
+        pack_columns(right_of(p, start), j, end, depth,
+                     own.b() + (j - column) * depth,
+                     own.b_inverses.get() + j - column, p.column_sums);
+      const Block block{kept.a() + start * height,
+                        own.b(),
+                        kept.a_inverses.get() + start / kDepthBlock * height,
+                        own.b_inverses.get(),
+                        p.bias ? p.bias + column : nullptr,
+                        p.c + column * p.c_column,
+                        p.rows,
+                        end - column,
+                        depth,
+                        p.c_row,
+                        p.c_column,
+                        start > 0};
+      for (int64_t i = 0; i < block.rows; i += kRows)
+        for (int64_t j = 0; j < block.columns; j += kColumns)
+          multiply_tile(block, i, j);
     }
-}
-
-// One of the matrices is so small that its packed panels stay in the cache.
-void multiply_thin(const HalfProduct &p, bool by_rows) {
-  Workspace &space = workspace();
-  const int64_t blocks = ceil_div(p.depth, kDepthBlock);
-  space.reserve(by_rows ? 0 : p.rows, by_rows ? p.columns : 0, p.depth, blocks);
-  if (p.row_sums)
-    std::fill(p.row_sums, p.row_sums + p.rows, 0.0f);
-#pragma omp parallel if (p.rows * p.columns * p.depth >= kParallelFrom)
-  {
-    if (by_rows)
-      multiply_by_rows(p, space);
-    else
-      multiply_by_columns(p, space);
   }
 }
 
-void multiply(const HalfProduct &p) {
+// One of the matrices is so small that its packed panels stay in the cache.
+void multiply_thin(const Product &p, bool by_rows) {
+  Workspace &space = workspace();
+  const int64_t blocks = ceil_div(p.depth, kDepthBlock);
+  space.reserve(by_rows ? 0 : p.rows, by_rows ? p.columns : 0, p.depth, blocks);
+  clear_sums(p);
+  const int64_t panels =
+      by_rows ? ceil_div(p.rows, kRows) : ceil_div(p.columns, kColumns);
+  Strips strips(panels, by_rows ? kPanels : kColumnPanels);
+#pragma omp parallel if (p.rows * p.columns * p.depth >= kParallelFrom)
+  {
+    if (by_rows)
+      multiply_by_rows(p, space, strips);
+    else
+      multiply_by_columns(p, space, strips);
+  }
+}
+
+// The product of the transposed matrices, which is the transposed result.
+Product transposed(const Product &p) {
+  Product other = p;
+  std::swap(other.a, other.b);
+  std::swap(other.rows, other.columns);
+  std::swap(other.row_sums, other.column_sums);
+  std::swap(other.c_row, other.c_column);
+  other.a_row = p.b_column;
+  other.a_column = p.b_row;
+  other.b_row = p.a_column;
+  other.b_column = p.a_row;
+  return other;
+}
+
+void multiply(const Product &p) {
   const int64_t left = p.rows * p.depth * int64_t(sizeof(uint32_t)),
                 right = p.columns * p.depth * int64_t(sizeof(uint16_t));
   if (std::min(left, right) <= kKeptBytes)
@@ -332,8 +437,15 @@ void multiply(const HalfProduct &p) {
     multiply_together(p);
 }
 
+// A packed right matrix takes half the memory that the left one does: worth
+// turning a product over whose left one is the larger, where the result is not.
+bool is_better_transposed(const Product &p) {
+  return p.a_row == 1 && !p.bias && 2 * p.columns < p.rows &&
+         p.columns < p.depth;
+}
+
 // One batch by one thread.
-void multiply_alone(const HalfProduct &p) {
+void multiply_alone(const Product &p) {
   Workspace &space = workspace();
   space.reserve(p.rows, p.columns, std::min(p.depth, kDepthBlock));
   for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
@@ -345,7 +457,7 @@ void multiply_alone(const HalfProduct &p) {
                 space.a_inverses.get() + i, nullptr);
     for (int64_t j = 0; j < p.columns; j += kStripColumns)
       pack_columns(b, j, p.columns, depth, space.b() + j * depth,
-                   space.b_inverses.get() + j);
+                   space.b_inverses.get() + j, nullptr);
     const Block block{space.a(),
                       space.b(),
                       space.a_inverses.get(),
@@ -356,14 +468,15 @@ void multiply_alone(const HalfProduct &p) {
                       p.columns,
                       depth,
                       p.c_row,
+                      p.c_column,
                       start > 0};
     multiply_block(block);
   }
 }
 
-HalfProduct batch_of(const HalfProduct &p, int64_t index) {
+Product batch_of(const Product &p, int64_t index) {
   const int64_t outer = index / p.batches[1], inner = index % p.batches[1];
-  HalfProduct one = p;
+  Product one = p;
   one.a += outer * p.a_batch[0] + inner * p.a_batch[1];
   one.b += outer * p.b_batch[0] + inner * p.b_batch[1];
   one.c += outer * p.c_batch[0] + inner * p.c_batch[1];
@@ -389,14 +502,14 @@ void bert_ipu_half_products(int32_t *available) {
 
 void bert_ipu_half_matmul(const HalfProduct *product) {
 #ifdef __AVX512FP16__
-  const HalfProduct &p = *product;
+  const Product p(*product);
   const int64_t batches = p.batches[0] * p.batches[1];
   if (batches == 1) {
-    multiply(p);
+    multiply(is_better_transposed(p) ? transposed(p) : p);
     return;
   }
 #pragma omp parallel for schedule(                                             \
-        static) if (batches * p.rows * p.columns * p.depth >= kParallelFrom)
+        guided) if (batches * p.rows * p.columns * p.depth >= kParallelFrom)
   for (int64_t index = 0; index < batches; ++index)
     multiply_alone(batch_of(p, index));
 #else

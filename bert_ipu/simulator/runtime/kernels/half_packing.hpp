@@ -15,6 +15,7 @@ namespace bert_ipu {
 
 constexpr int64_t kRows = 12, kColumns = 64, kChunk = 64, kLanes = 16;
 constexpr int64_t kStrip = 8; // groups of lanes packed side by side
+constexpr int64_t kAheadRows = 16; // fetched early: they may be pages apart
 constexpr int64_t kStripRows = kStrip * kRows, kStripColumns = kStrip * kLanes;
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -124,6 +125,7 @@ void pack_strip(const Source &s, int64_t first, int64_t end, int64_t step,
   }
   for (int64_t k = 0; k < depth; ++k)
     for (int64_t g = 0; g < groups; ++g) {
+      _mm_prefetch(s.element(first + g * step, k + kAheadRows), _MM_HINT_T0);
       const __m512 x = load_lanes(s, first + g * step, k, counts[g]);
       largest[g] = _mm512_max_ps(largest[g], _mm512_abs_ps(x));
       totals[g] = _mm512_add_ps(totals[g], x);
@@ -178,7 +180,8 @@ inline void pack_rows(const Source &s, int64_t first, int64_t rows,
 // Panels of [depth][kColumns] fp16 values, for kStrip / 4 panels from column
 // `first`.
 inline void pack_columns(const Source &s, int64_t first, int64_t columns,
-                         int64_t depth, uint16_t *panels, float *inverses) {
+                         int64_t depth, uint16_t *panels, float *inverses,
+                         float *sums) {
   constexpr int64_t kGroups = kColumns / kLanes;
   const int64_t groups =
       std::min(kStrip, ceil_div(columns - first, kColumns) * kGroups);
@@ -188,9 +191,8 @@ inline void pack_columns(const Source &s, int64_t first, int64_t columns,
                                                     g % kGroups * kLanes),
                         to_half(x));
   };
-  if (s.along == 1 || s.across != 1) {
-    pack_strip(s, first, columns, kLanes, groups, depth, inverses, nullptr,
-               store);
+  if (s.along == 1 || s.across != 1 || sums != nullptr) {
+    pack_strip(s, first, columns, kLanes, groups, depth, inverses, sums, store);
     return;
   }
   for (int64_t g = 0; g < groups; ++g) {
