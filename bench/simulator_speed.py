@@ -91,11 +91,10 @@ class Worker:
     def __init__(self, name: str, variant: str, threads: int, environment: dict[str, str]) -> None:
         self.variant = variant
         command = [sys.executable, __file__, "--worker", name, variant, "--threads", str(threads)]
-        # Threads that spin while they wait would take the machine from the side whose turn it is.
-        surroundings = {**os.environ, **environment, "OMP_WAIT_POLICY": "passive"}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=surroundings, cwd=ROOT
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},
+            cwd=ROOT,
+        )  # fmt: skip
         self.taken: list[Seconds] = []
         while self._line().strip() != "ready":
             pass
@@ -112,6 +111,8 @@ class Worker:
         self.process.stdin.write("step\n")
         self.process.stdin.flush()
         self.taken.append(Seconds(*json.loads(self._line())))
+        # OpenMP's threads spin for a while when they have nothing left to do; the next side shall not meet them.
+        time.sleep(0.1)
 
     def stop(self) -> None:
         assert self.process.stdin is not None
