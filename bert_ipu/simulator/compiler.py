@@ -228,14 +228,13 @@ def _check_input(leaf: torch.Tensor, index: int) -> None:
         raise poptorch_error(f"Zero-sized tensors are unsupported (Got shape {list(leaf.shape)}).")
     if leaf.requires_grad:
         raise poptorch_error(
-            "An input tensor to an IPU model can not have requires_grad set to True, however input "
-            f"{index} does: {leaf}\nPass it detached; a gradient for it is had by `x.requires_grad_()` inside the "
-            "forward, as one more result."
+            f"Input {index} has requires_grad=True, which no input of an IPU model may: {leaf}\n"
+            "Pass it detached; a gradient for it is had by `x.requires_grad_()` inside the forward, as one more result."
         )
     try:
         device_dtype(leaf.dtype)
     except TypeError as error:
-        raise poptorch_error(str(error)) from error
+        raise poptorch_error(f"Input {index}: {error}.") from error
 
 
 class _Slot(NamedTuple):

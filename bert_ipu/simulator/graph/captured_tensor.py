@@ -134,11 +134,11 @@ _SCALAR_TYPES = {
 
 
 def left_on_cpu(tensor: torch.Tensor, func: Optional[OpOverload], origin: Origin) -> Error:
-    """The error of an operand that is not on the IPU, worded as PopTorch's."""
+    """The error of an operand that is not on the IPU; its first sentence is PopTorch's."""
     dtype = _SCALAR_TYPES.get(tensor.dtype, str(tensor.dtype))
     return poptorch_error(
         f"Expected an IPU tensor but got tensor(device={tensor.device}, shape={list(tensor.shape)}, "
         f"dtype={dtype}).\n"
-        'Constant tensors should be moved explicitly to the IPU, via cpu_tensor.to("ipu"), or made buffers.\n'
-        f"It is an operand of {describe(func, origin)}."
+        f'It is an operand of {describe(func, origin)}, and made on the CPU: say `.to("ipu")` where it is made, or '
+        "register it as a buffer of the model."
     )

@@ -26,7 +26,9 @@ def device_dtype(dtype: torch.dtype) -> torch.dtype:
     """
     demoted = _DEMOTED.get(dtype, dtype)
     if demoted not in SUPPORTED:
-        raise TypeError(f"Unsupported tensor input type from pytorch: {str(dtype).removeprefix('torch.')}")
+        raise TypeError(
+            f"The IPU has no {dtype}; convert the tensor to one of {', '.join(sorted(map(str, SUPPORTED)))}"
+        )
     return demoted
 
 

@@ -35,8 +35,8 @@ def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
         return capture.lift(tensor, dtype)
     if device is not None and torch.device(device).type != "ipu" and not capture.decomposing:
         raise poptorch_error(
-            'Illegal move to CPU (via `.to("cpu")`) when using the dispatcher. Instead, return this output '
-            f"as an IPU tensor. ({capture.origin.source})"
+            f"A forward's tensors stay on the IPU, but {capture.origin.source} moves one to {device}. "
+            "Return it as a result: the call gives it back on the CPU."
         )
     if dtype is None or dtype == tensor.dtype:
         copies = bound.get("copy") or func is aten._to_copy.default

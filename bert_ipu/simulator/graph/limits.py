@@ -1,7 +1,7 @@
 """What PopTorch refuses in a forward: operators it lacks, settings of those it has, operands that must be constant.
 
-The settings are those that its handlers test (`poptorch/source/popart_canonicalization/`), with the words of its
-messages, and a way out.  Operators of constants only are computed on the host while compiling
+The settings are those that its handlers test (`poptorch/source/popart_canonicalization/`); each message says what
+was given, what may be, and a way out.  Operators of constants only are computed on the host while compiling
 (`EvaluateConstexprs.cpp`), so that any of torch's will do for them.
 """
 
@@ -47,10 +47,7 @@ def check(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dic
     if func is aten.as_strided.default and normalise.only_restrides(*arguments.values()):
         return
     if instead is not None and not _are_constant(capture, arguments.values()):
-        raise poptorch_error(
-            f"Unsupported ops found in compiled model: [{func._schema.name}]. {place} has no counterpart on the IPU: "
-            f"{instead}."
-        )
+        raise poptorch_error(f"{place} has no counterpart on the IPU: {instead}.")
     refusal = limit(arguments) if limit is not None else None
     if refusal is None and func in _CONSTANT_OPERAND:
         operand, why = _CONSTANT_OPERAND[func]
@@ -81,15 +78,14 @@ def numbers_lost(program: Program) -> Iterator[str]:
         of_integers = not any(operand.is_floating_point() for operand in operands)
         given = _arguments(node.target, node.args, node.kwargs)
         for argument in node.target._schema.arguments:
-            value, types = given[argument.name], ""
+            value = given[argument.name]
             if not str(argument.type).startswith(("number", "Optional[number]", "Tensor")):
                 continue  # A size, or the end of a slice.
-            if isinstance(value, float) and _FLOAT32.max < abs(value) < math.inf:
-                types = "torch.float64 constant cannot be represented as a torch.float32"
-            elif isinstance(value, int) and of_integers and not _INT32.min <= value <= _INT32.max:
-                types = "torch.int64 constant cannot be represented as a torch.int32"
-            if types:
-                yield f"{node.target._schema.name} ({node.meta['source']}): {types}: {value}"
+            too_large = isinstance(value, float) and _FLOAT32.max < abs(value) < math.inf
+            too_long = isinstance(value, int) and of_integers and not _INT32.min <= value <= _INT32.max
+            if too_large or too_long:
+                widest = torch.float32 if too_large else torch.int32
+                yield f"{node.target._schema.name} ({node.meta['source']}): {value} does not fit the IPU's {widest}"
 
 
 def _arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
@@ -119,16 +115,16 @@ def _is_constant(program: Program, node: fx.Node) -> bool:
 def _recurrent(layer: str, needs_bias: bool = True) -> Limit:
     def limit(given: Arguments) -> Optional[str]:
         if given["num_layers"] != 1:
-            return f"Only {layer} with 1 layer supported, not {given['num_layers']}: call one {layer} after the other."
+            return f"num_layers is {given['num_layers']}, and must be 1: call one {layer} after the other."
         if given["bidirectional"]:
             return (
-                f"bidirectional {layer} not supported: run a second {layer} on the sequence flipped by `torch.flip`, "
+                f"bidirectional must be False: run a second {layer} on the sequence flipped by `torch.flip`, "
                 "flip its output back and concatenate."
             )
         if given["dropout"]:
-            return f"{layer} only supports dropout = 0.0, not {given['dropout']}: use `torch.nn.Dropout` on its output."
+            return f"dropout is {given['dropout']}, and must be 0: use `torch.nn.Dropout` on the {layer}'s output."
         if needs_bias and not given["has_biases"]:
-            return f"{layer} without biases not supported: use biases that are zero and have no gradient."
+            return "bias must be True: use biases that are zero and have no gradient."
         return None
 
     return limit
@@ -136,7 +132,7 @@ def _recurrent(layer: str, needs_bias: bool = True) -> Limit:
 
 def _embedding(given: Arguments) -> Optional[str]:
     if given["scale_grad_by_freq"] or given["sparse"]:
-        return "Unsupported aten::embedding operation: scale_grad_by_freq and sparse must be False."
+        return "scale_grad_by_freq and sparse must be False."
     return None
 
 
@@ -144,19 +140,19 @@ def _weighted_likelihood(given: Arguments) -> Optional[str]:
     if given["weight"] is None or given["target"].dtype.is_floating_point:
         return None
     return (
-        'Parameter "weight" is unsupported for aten::nll_loss_nd: take the loss with reduction="none", multiply it by '
-        "`weight[target]`, and give the sum or mean to `poptorch.identity_loss`."
+        'it takes no class weights: take the loss with reduction="none", multiply it by `weight[target]`, and give '
+        "the sum or mean to `poptorch.identity_loss`."
     )
 
 
 def _ctc_loss(given: Arguments) -> Optional[str]:
     if given["reduction"] == 0:
-        return 'CTCLoss with reduction="none" is currently not supported: use "sum" or "mean".'
+        return 'reduction must be "sum" or "mean", not "none".'
     return None
 
 
 def _bicubic(given: Arguments) -> Optional[str]:
-    return "Only support align_corners=False." if given["align_corners"] else None
+    return "align_corners must be False." if given["align_corners"] else None
 
 
 def _bilinear(given: Arguments) -> Optional[str]:
@@ -164,16 +160,14 @@ def _bilinear(given: Arguments) -> Optional[str]:
     if not factors:
         return None
     if len(set(factors)) > 1:
-        return f"Non-uniform bilinear upsampling not supported: the scale factors are {factors}, and must be the same."
+        return f"the scale factors are {factors}, and must be the same for height and width."
     if factors[0] != int(factors[0]):
-        return f"Bilinear upsampling with non-integer factor not supported: the scale factor is {factors[0]}."
+        return f"the scale factor is {factors[0]}, and must be a whole number."
     return None
 
 
 def _linear(given: Arguments) -> Optional[str]:
-    return (
-        "Unsupported upsample mode for an input with these dimensions: currently only 'nearest' is supported."
-    )
+    return "in one or three dimensions only 'nearest' is supported."
 
 
 def _adaptive_average(given: Arguments) -> Optional[str]:
@@ -182,8 +176,8 @@ def _adaptive_average(given: Arguments) -> Optional[str]:
     for index, (size, part) in enumerate(zip(sizes, wanted)):
         if size % part:
             return (
-                f"Input dim {index} ({size}) is not divisible by the corresponding output dim ({part}), as the IPU's "
-                "pooling needs: choose another output size, or pad the input."
+                f"{size} values of dim {index - len(wanted)} do not make {part} windows of one size: choose an "
+                "output_size that divides the input's, or pad the input."
             )
     return None
 
@@ -191,9 +185,9 @@ def _adaptive_average(given: Arguments) -> Optional[str]:
 def _bitwise(given: Arguments) -> Optional[str]:
     dtypes = {leaf.dtype for leaf in given.values() if isinstance(leaf, torch.Tensor)}
     if any(dtype.is_floating_point for dtype in dtypes):
-        return "bitwise operators support only bool and integer types."
+        return "its operands must be of bool or integers."
     if dtypes in ({torch.uint8}, {torch.int8}):
-        return "Poplar does not support binary operations on 8-bit integral types: cast them to torch.int32."
+        return f"the IPU has no bitwise operators of {dtypes.pop()}: convert the operands to torch.int32."
     return None
 
 
@@ -210,14 +204,21 @@ def _convolution(given: Arguments) -> Optional[str]:
     if refusal is not None:
         return refusal
     if given["transposed"] and any(dilation != 1 for dilation in given["dilation"]):
-        return f"transposed convolutions with a dilation are not supported: it is {given['dilation']}, and must be 1."
+        return f"dilation is {given['dilation']}, and must be 1 where a convolution is transposed."
+    return None
+
+
+def _dropout(given: Arguments) -> Optional[str]:
+    """PopART's `DropoutBaseOp::validateRatioAttribute`."""
+    if given["train"] and not 0 <= given["p"] < 1:
+        return f"the probability of dropout must be at least 0 and less than 1, not {given['p']}."
     return None
 
 
 def _feature_dropout(given: Arguments) -> Optional[str]:
     if given["train"] and given["input"].dim() < 2:
-        return "Feature dropout requires at least 2 dimensions in the input: use `torch.nn.Dropout`."
-    return None
+        return f"the input has shape {list(given['input'].shape)}, and no channels to drop: use `torch.nn.Dropout`."
+    return _dropout(given)
 
 
 _PRODUCTS = (
@@ -259,16 +260,15 @@ _LIMITS: dict[OpOverload, Limit] = {
     **{getattr(packet, overload): _bitwise for packet in _BITWISE for overload in ("Tensor", "Scalar")},
     aten.bitwise_not.default: _bitwise,
     aten.convolution.default: _convolution,
+    **dict.fromkeys((aten.dropout.default, aten.native_dropout.default), _dropout),
     aten.feature_dropout.default: _feature_dropout,
 }
 
 _TRIANGLE = (
-    "it is only supported within constant expressions, for example torch.ones(3, 3).triu(): multiply by such a mask, "
-    "or choose with `torch.where`."
+    "its operand must be a constant that the forward makes: multiply by `torch.ones(n, n).triu()`, or choose with "
+    "`torch.where`."
 )
-_OFFSETS = (
-    "Unsupported aten::embedding_bag operation: offsets tensor must be a constant, made in the forward."
-)
+_OFFSETS = "offsets must be a constant that the forward makes."
 _CONSTANT_OPERAND: dict[OpOverload, tuple[str, str]] = {
     aten.triu.default: ("self", _TRIANGLE),
     aten.tril.default: ("self", _TRIANGLE),

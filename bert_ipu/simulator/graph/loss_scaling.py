@@ -113,8 +113,8 @@ def add_loss_scale_update(program: Program, settings: AutomaticLossScaling) -> N
     total = _count(program, settings)
     if total is None:
         raise poptorch_error(
-            "Automatic loss scaling found no tracked gradient tensors of type fp16: convert the model with "
-            "model.half(), or disable Options.Training.setAutomaticLossScaling."
+            "Automatic loss scaling watches float16 gradients, and this model computes none: convert it with "
+            "model.half(), or leave Options.Training.setAutomaticLossScaling out."
         )
     with program.before(program.output):
         _update_factor(program, settings, total)

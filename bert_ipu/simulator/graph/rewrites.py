@@ -176,7 +176,8 @@ def _embedding_bag(
     """
     if scale_grad_by_freq or sparse or (padding_idx is not None and padding_idx >= 0):
         raise poptorch_error(
-            "Unsupported aten::embedding_bag operation: scale_grad_by_freq, sparse and padding_idx are unsupported."
+            f"embedding_bag has scale_grad_by_freq={scale_grad_by_freq}, sparse={sparse}, padding_idx={padding_idx}; "
+            "the IPU takes False, False and None."
         )
     rows = torch.nn.functional.embedding(indices, weight)
     if per_sample_weights is not None:
