@@ -1,12 +1,14 @@
 """Pretraining steps per second: the simulator in "fast" numerics against Hugging Face's BERT, interleaved.
 
-    python bench/simulator_speed.py [--models tiny mini base-128 base-512] [--rounds 3] [--threads 2] [--compile]
+    python bench/simulator_speed.py [--models tiny mini base-128 base-512] [--rounds 3] [--every-setting]
 
 Each side is a process of its own, which takes a few steps when its turn comes, so that what else runs on the
 machine meets both alike.  A step is forward and backward of 16 sequences (base: 8, or 2 of 512 tokens),
 hidden dropout 0.1, attention dropout 0; the simulator's includes its SGD update.  Both sides get the same
-malloc settings in "tuned", and what a user gets without thinking in "default".  Ratios of medians are
-printed, of wall time and of CPU time; on a busy machine the second is the steadier one.
+malloc settings in "tuned", and what a user gets without thinking in "default".  Hugging Face's side is its
+quickest setting: float32, bf16 autocast, sequences one by one; with --every-setting also torch.compile, and
+all of these together.  Ratios of medians are printed, of wall time and of CPU time; on a busy machine the
+second is the steadier one.
 """
 
 from __future__ import annotations
@@ -29,10 +31,15 @@ ASKED: dict[tuple[str, str], float] = {
 }  # fmt: skip
 """Ratio asked for, by model and malloc; without a choice these are measured."""
 
+USUAL_SETTINGS = ["fp32", "bf16", "fp32-one-by-one"]
+EVERY_SETTING = [
+    dtype + compiled + batches
+    for compiled in ("", "-compiled") for dtype in ("fp32", "bf16") for batches in ("", "-one-by-one")
+]  # fmt: skip
 
-def hugging_face_step(work: Workload, variant: str) -> Step:
-    """Forward and backward of Hugging Face's BertForPreTraining; variant: fp32 or bf16, -compiled, -one-by-
-    one."""
+
+def hugging_face_step(work: Workload, setting: str) -> Step:
+    """Forward and backward of Hugging Face's BertForPreTraining; setting: one of EVERY_SETTING."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 
@@ -41,7 +48,7 @@ def hugging_face_step(work: Workload, variant: str) -> Step:
         intermediate_size=4 * work.hidden, attention_probs_dropout_prob=0.0,
     )  # fmt: skip
     model = BertForPreTraining(config).train()
-    run = torch.compile(model) if "compiled" in variant else model
+    run = torch.compile(model) if "compiled" in setting else model
     ids = torch.randint(0, VOCABULARY, (work.sequences, work.length))
     labels = torch.full_like(ids, -100)
     labels[:, : work.masked] = ids[:, : work.masked]
@@ -49,14 +56,14 @@ def hugging_face_step(work: Workload, variant: str) -> Step:
         "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels,
         "next_sentence_label": torch.zeros(work.sequences, dtype=torch.long),
     }  # fmt: skip
-    size = 1 if "one-by-one" in variant else work.sequences
+    size = 1 if "one-by-one" in setting else work.sequences
     batches = [
         {key: value[i : i + size] for key, value in given.items()} for i in range(0, work.sequences, size)
     ]
 
     def step() -> None:
         for batch in batches:
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=variant.startswith("bf16")):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting.startswith("bf16")):
                 loss = run(**batch).loss
             loss.backward()
         model.zero_grad(set_to_none=True)
@@ -64,16 +71,16 @@ def hugging_face_step(work: Workload, variant: str) -> Step:
     return step
 
 
-def work_for_parent(name: str, variant: str, threads: int) -> None:
+def work_for_parent(name: str, side: str, threads: int) -> None:
     """Answer each line on standard input with the wall and CPU seconds of one step."""
     import torch
 
     torch.set_num_threads(threads)
     work = WORKLOADS[name]
-    if variant == "simulator":
+    if side == "simulator":
         step = simulator_step(work, tune_allocator="MALLOC_MMAP_MAX_" not in os.environ)
     else:
-        step = hugging_face_step(work, variant)
+        step = hugging_face_step(work, side)
     for _ in range(2):
         step()
     print("ready", flush=True)
@@ -88,9 +95,9 @@ def work_for_parent(name: str, variant: str, threads: int) -> None:
 class Worker:
     """One side's process."""
 
-    def __init__(self, name: str, variant: str, threads: int, environment: dict[str, str]) -> None:
-        self.variant = variant
-        command = [sys.executable, __file__, "--worker", name, variant, "--threads", str(threads)]
+    def __init__(self, name: str, side: str, threads: int, environment: dict[str, str]) -> None:
+        self.side = side
+        command = [sys.executable, __file__, "--worker", name, side, "--threads", str(threads)]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment},
             cwd=ROOT,
@@ -103,7 +110,7 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.variant} ended with status {self.process.wait()}")
+            raise RuntimeError(f"the process of {self.side} ended with status {self.process.wait()}")
         return line
 
     def turn(self) -> None:
@@ -120,14 +127,11 @@ class Worker:
         self.process.wait()
 
 
-def compare(name: str, allocator: str, rounds: int, threads: int, compiled: bool) -> None:
-    """Print one row per variant of Hugging Face, and the ratio to the quickest."""
+def compare(name: str, allocator: str, rounds: int, threads: int, settings: list[str]) -> None:
+    """Print the seconds of each setting of Hugging Face's, and the ratio to the quickest."""
     work = WORKLOADS[name]
-    variants = ["fp32", "bf16"] + (["fp32-one-by-one"] if name == "tiny" else [])
-    if compiled:
-        variants += ["fp32-compiled", "bf16-compiled"]
     environment = TUNED if allocator == "tuned" else {}
-    workers = [Worker(name, variant, threads, environment) for variant in ["simulator", *variants]]
+    workers = [Worker(name, side, threads, environment) for side in ["simulator", *settings]]
     for _ in range(rounds):
         for worker in workers:
             worker.turn()
@@ -137,7 +141,7 @@ def compare(name: str, allocator: str, rounds: int, threads: int, compiled: bool
     wall = min(side.wall for side in theirs) / ours.wall
     cpu = min(side.cpu for side in theirs) / ours.cpu
     asked = ASKED.get((name, allocator))
-    figures = ", ".join(f"{variant} {side}" for variant, side in zip(variants, theirs))
+    figures = ", ".join(f"{setting} {taken}" for setting, taken in zip(settings, theirs))
     print(
         f"| {name} | {allocator} | {f'{asked:.1f}x' if asked else '-'} | {wall:.2f}x | {cpu:.2f}x | "
         f"{work.sequences / ours.wall:.2f} | simulator {ours}, {figures} |",
@@ -156,18 +160,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--compile", action="store_true", help="also torch.compile Hugging Face's model (slow to start)"
+        "--every-setting",
+        action="store_true",
+        help="also torch.compile for Hugging Face's model (slow to start)",
     )
-    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "VARIANT"), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         work_for_parent(*args.worker, args.threads)
         return
+    settings = EVERY_SETTING if args.every_setting else USUAL_SETTINGS
     print("| model | malloc | asked | wall ratio | CPU ratio | sequences/s | seconds per step: wall (CPU) |")
     print("|---|---|---|---|---|---|---|")
     for name in args.models:
         for allocator in args.allocators or [malloc for model, malloc in ASKED if model == name]:
-            compare(name, allocator, args.rounds, args.threads, args.compile)
+            compare(name, allocator, args.rounds, args.threads, settings)
 
 
 if __name__ == "__main__":
