@@ -41,6 +41,7 @@ from bert_ipu.simulator.graph.optimizers import (
     check_supported,
     scalar_values,
 )
+from bert_ipu.simulator.graph.sources import note_origin
 from bert_ipu.simulator.graph.tensor_names import tensors_by_name
 from bert_ipu.simulator.graph.writes import assign_at_end, let_update_read_assigned, run_updates_last
 
@@ -173,6 +174,9 @@ def _capture(request: CompileRequest, program: Program) -> list[tuple[str, fx.No
     try:
         with capture.recording():
             results = request.forward(*args)
+    except Exception as error:
+        note_origin(error, modules)
+        raise
     finally:
         replaced = _put_back(slots)
     if replaced is not None:

@@ -248,6 +248,14 @@ class Squared(nn.Module):
         return poptorch.identity_loss(self.layer(x) ** 2, reduction="mean")
 
 
+@pytest.mark.parametrize("shape", [60, (3, 4), (2, 3, 2)])
+def test_unravel_index_makes_its_constants_on_the_ipu(shape: int | tuple[int, ...]) -> None:
+    index = torch.arange(12).reshape(3, 4)
+    model = poptorch.inferenceModel(lambda index: torch.unravel_index(index, shape), _options())
+    found, wanted = model(index), torch.unravel_index(index, shape)
+    assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
+
+
 def test_a_model_trains_where_it_is_called_without_gradients() -> None:
     """PopTorch differentiates in its compiler and does not ask for torch's mode (none of its sources does)."""
     x, model = torch.linspace(-1.0, 1.0, 8).view(2, 4), Squared()

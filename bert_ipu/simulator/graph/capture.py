@@ -239,9 +239,6 @@ class Capture:
                 return func(*args, **kwargs)
         except DynamicOutputShapeException as error:
             raise value_reads.dynamic_shape(func, self.origin) from error
-        except RuntimeError as error:
-            error.add_note(f"It is raised by {describe(func, self.origin)}.")
-            raise
 
     def _device_value(self, leaf: Any) -> Any:
         if not isinstance(leaf, FakeTensor):

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import CodeType
+from types import CodeType, FrameType
 from typing import NamedTuple, Optional
 
 import torch
@@ -45,28 +46,37 @@ def describe(func: object, origin: Origin) -> str:
 
 
 def locate(modules: Mapping[int, str]) -> Origin:
-    """The origin of the operator being dispatched, by a walk up Python's stack; `modules` names modules by identity."""
+    """The origin of the operator being dispatched; `modules` names modules by identity."""
+    return _origin(traceback.walk_stack(sys._getframe(1)), modules)
+
+
+def note_origin(error: Exception, modules: Mapping[int, str]) -> None:
+    """Add to an error that leaves the forward where it comes from, unless it says so: torch's messages name no module.
+
+    It is a note beside the message, since programs (PopTorch's tests among them) compare that with torch's own.
+    """
+    calls = list(traceback.walk_tb(error.__traceback__))[::-1]
+    origin = _origin(calls, modules)
+    if origin.source is None or origin.source in str(error):
+        return
+    functions = (frame.f_locals["func"] for frame, _ in calls if frame.f_code.co_name == "__torch_function__")
+    name = torch.overrides.resolve_name(next(functions, None))  # type: ignore[no-untyped-call]
+    error.add_note(f"It is raised{f' by {name}' if name else ''}{origin.place}.")
+
+
+def _origin(calls: Iterable[tuple[FrameType, int]], modules: Mapping[int, str]) -> Origin:
+    """The origin of the innermost of these calls, each a frame and its line; they come from the inside out."""
+    module: Optional[str] = None
     source: Optional[str] = None
     in_function = False
-    frame = sys._getframe(1)
-    while frame is not None:
+    for frame, line in calls:
         code = frame.f_code
         if code is _APPLY_FUNCTION:
-            in_function = True
-        elif code is _CALL_MODULE:
+            in_function |= module is None
+        elif code is _CALL_MODULE and module is None:
             module = modules.get(id(frame.f_locals.get("self")))
-            if module is not None:
-                return Origin(module, source or _first_users_line(frame.f_back), in_function)
         elif source is None and not is_foreign(code):
-            source = f"{code.co_filename}:{frame.f_lineno}"
-        frame = frame.f_back  # type: ignore[assignment]
-    return Origin("", source, in_function)
-
-
-def _first_users_line(frame: object) -> Optional[str]:
-    while frame is not None:
-        code = frame.f_code  # type: ignore[attr-defined]
-        if not is_foreign(code):
-            return f"{code.co_filename}:{frame.f_lineno}"  # type: ignore[attr-defined]
-        frame = frame.f_back  # type: ignore[attr-defined]
-    return None
+            source = f"{code.co_filename}:{line}"
+        if module is not None and source is not None:
+            break
+    return Origin(module or "", source, in_function)

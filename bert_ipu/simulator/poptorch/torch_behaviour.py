@@ -82,6 +82,9 @@ class IpuByDefault(TorchFunctionMode):
             )
         if func in _INDEXING and capture is not None and _is_on_ipu(args[0], capture):
             args = (args[0], _on_ipu(args[1]), *args[2:])
+        if func is torch.unravel_index and capture is not None and _is_on_ipu(args[0], capture):
+            with self:  # It makes a tensor of the shape.
+                return torch.functional._unravel_index(*args, **kwargs).unbind(-1)  # type: ignore[attr-defined]
         if func in (torch.Tensor.new, torch.Tensor.new_tensor) and isinstance(args[0], CapturedTensor):
             return _made_like(func, *args, **kwargs)
         if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
