@@ -31,16 +31,15 @@ from bert_ipu.simulator.graph.ir import (
     ScalarSource,
     Variable,
 )
-from bert_ipu.simulator.graph.loss_scaling import AutomaticLossScaling, adapt_scale, add_loss_scale_update
-from bert_ipu.simulator.graph.losses import final_loss
-from bert_ipu.simulator.graph.optimizers import (
+from bert_ipu.simulator.graph.loss_scaling import (
     LOSS_SCALING,
-    HyperParameter,
-    OptimizerSpec,
-    add_updates,
-    check_supported,
-    scalar_values,
+    AutomaticLossScaling,
+    adapt_scale,
+    add_loss_scale_update,
 )
+from bert_ipu.simulator.graph.losses import final_loss
+from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec, scalar_values
+from bert_ipu.simulator.graph.optimizers import add_updates
 from bert_ipu.simulator.graph.sources import note_origin
 from bert_ipu.simulator.graph.tensor_names import tensors_by_name
 from bert_ipu.simulator.graph.writes import assign_at_end, let_update_read_assigned, run_updates_last
@@ -359,7 +358,6 @@ def _loss_scale_variable(program: Program, value: float) -> fx.Node:
 
 def _add_optimizer(request: CompileRequest, program: Program, gradients: Mapping[str, fx.Node]) -> None:
     assert request.optimizer is not None, "a program without an optimizer updates nothing"
-    check_supported(request.optimizer)
     add_updates(program, request.optimizer, gradients)
     let_update_read_assigned(program)
 

@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
 from bert_ipu.simulator.graph.ir import Reduction
-from bert_ipu.simulator.graph.optimizers import HyperParameter, OptimizerSpec
+from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
 
 LAYERS, HIDDEN, HEADS, VOCABULARY, SEQUENCE = 24, 1024, 16, 30522, 512
 

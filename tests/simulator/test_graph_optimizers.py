@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from bert_ipu.simulator.compiler import CompileRequest, compile_program
 from bert_ipu.simulator.graph.ir import Reduction
-from bert_ipu.simulator.graph.optimizers import HyperParameter, OptimizerSpec
+from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.engine import Executable
 from bert_ipu.simulator.runtime.settings import ExecutionSettings

@@ -5,6 +5,6 @@ forward   `capture` with `captured_tensor`, `handlers`, `normalise`, `rewrites`,
           operators come from and run: `sources`, `annotations`, `overlapped_io`; what is refused: `limits`,
           `unsupported`, `value_reads`
 backward  `losses`, `autodiff`; rules: `gradients`, `scatter_gradients`, `custom_gradients`, `traced_gradients`
-update    `writes`, `optimizers`, `loss_scaling`
+update    `writes`, `optimizers`, `optimizer_spec`, `loss_scaling`
 patterns  `patterns`, `pattern_ops`
 """

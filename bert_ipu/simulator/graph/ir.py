@@ -77,7 +77,7 @@ class Reduction:
 
 @dataclass(frozen=True)
 class ScalarSource:
-    """What a SCALAR variable is computed from: a formula of `graph/optimizers.py` and a parameter group."""
+    """What a SCALAR variable is computed from: a formula of `graph/optimizer_spec.py` and a parameter group."""
 
     formula: str
     group: int

@@ -23,6 +23,8 @@ from bert_ipu.simulator.graph.ir import Program, Role, Variable
 
 aten = torch.ops.aten
 
+LOSS_SCALING = "lossScaling_FLOAT"
+"""The loss scale that the host gives, where it is not constant."""
 FACTOR = "lossScaleUpdateFactor"
 STATISTICS = "Accum___autoLossScaleStats"
 COUNTER = "LossScaleUpdate_counter"
@@ -31,7 +33,7 @@ FINAL_LOSS_SCALE = "finalLossScale"
 SCALED_INVERSELY = frozenset(
     {"gradientScaling", "scaledLearningRate0", "dampeningScaleFactor1", "dampeningScaleFactor2"}
 )
-"""Formulas of `optimizers.py` that divide a gradient by the loss scale."""
+"""Formulas of `optimizer_spec.py` that divide a gradient by the loss scale."""
 
 _MATMULS = frozenset(
     {

@@ -1,7 +1,7 @@
 """The weight update as named operators: accumulate, reduce over replicas, then SGD, Adam, LAMB or RMSprop.
 
-Operators, compound scalars and state names are PopART's (`willow/src/patterns/*decompose.cpp`,
-`willow/src/compoundscalarhelper.cpp`); attribute names are those PopTorch hands to PopART.
+Operators and state names are PopART's (`willow/src/patterns/*decompose.cpp`); what the numbers in them are computed
+from is in `optimizer_spec.py`.
 """
 
 from __future__ import annotations
@@ -14,27 +14,14 @@ from typing import Any, Optional, Union
 import torch
 from torch import fx
 
-from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import loss_scaling, ops
 from bert_ipu.simulator.graph.ir import PLACEMENT, Program, Reduction, Role, ScalarSource, Variable
+from bert_ipu.simulator.graph.optimizer_spec import OptimizerSpec, check_supported, scalar
 
 aten = torch.ops.aten
 
 Scalar = Union[float, fx.Node]
 
-KINDS = (
-    "SGD1",
-    "SGD2",
-    "ADAM",
-    "ADAMW",
-    "ADAMW_NO_BIAS",
-    "RMSPROP",
-    "RMSPROP_CENTERED",
-    "LAMB",
-    "LAMB_NO_BIAS",
-)
-"""PopTorch's kinds of optimizers. SGD1 keeps velocity and accumulator in one tensor (`use_combined_accum`), SGD2 has
-two."""
 _ADAM_MODES = {
     "ADAM": "adam",
     "ADAMW": "adam",
@@ -42,160 +29,16 @@ _ADAM_MODES = {
     "LAMB": "lamb",
     "LAMB_NO_BIAS": "lamb_no_bias",
 }
-LOSS_SCALING = "lossScaling_FLOAT"
-
-
-@dataclass(frozen=True)
-class HyperParameter:
-    """A value of an optimizer: compiled in where constant, fed by the host before each run otherwise."""
-
-    value: float
-    constant: bool = True
-
-
-@dataclass(frozen=True)
-class OptimizerSpec:
-    """An optimizer as the compiler needs it."""
-
-    kind: str
-    groups: tuple[Mapping[str, HyperParameter], ...]
-    group_of: Mapping[str, int]
-    """Group of each parameter to update, by the parameter's name."""
-    loss_scaling: HyperParameter = HyperParameter(1.0)
-    accum_type: torch.dtype = torch.float32
-    accl1_type: torch.dtype = torch.float32
-    accl2_type: torch.dtype = torch.float32
-    max_grad_norm: float = math.inf
-    tf_variant: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ValueError(f"optimizer kind {self.kind!r} is none of {', '.join(KINDS)}")
-
-    @staticmethod
-    def from_description(described: Mapping[str, Any], group_of: Mapping[str, int]) -> OptimizerSpec:
-        """From PopTorch's description: `optimizer_type`, own attributes, `defaults`, `groups`.
-
-        In `defaults` and each group, an attribute is (value, is it constant).
-        """
-        first = "velocityAccumType" if "velocityAccumType" in described else "firstOrderMomentumAccumType"
-        return OptimizerSpec(
-            kind=described["optimizer_type"],
-            groups=tuple({k: HyperParameter(*v) for k, v in group.items()} for group in described["groups"]),
-            group_of=dict(group_of),
-            loss_scaling=HyperParameter(*described["defaults"]["lossScaling"]),
-            accum_type=_half_if(described.get("accumType")),
-            accl1_type=_half_if(described.get(first)),
-            accl2_type=_half_if(described.get("secondOrderMomentumAccumType")),
-            max_grad_norm=described.get("maxGradNorm", math.inf),
-            tf_variant=bool(described.get("useTfVariant", False)),
-        )
-
-
-def _half_if(half: Optional[bool]) -> torch.dtype:
-    return torch.float16 if half else torch.float32
-
-
-class _HyperParameters:
-    """Reads one group's hyper-parameters for a formula and notes whether all of them are constant."""
-
-    def __init__(self, spec: OptimizerSpec, group: int, reduction: Reduction) -> None:
-        self._spec, self._group = spec, group
-        self.reduction = reduction
-        self.constant = True
-
-    def __call__(self, name: str) -> float:
-        if name == "velocityScaling" and self._spec.kind == "SGD2":
-            return self("lossScaling")  # PopTorch ties them for the separate variant.
-        default = HyperParameter(1.0 if name == "velocityScaling" else 0.0)
-        found = (
-            self._spec.loss_scaling
-            if name == "lossScaling"
-            else self._spec.groups[self._group].get(name, default)
-        )
-        self.constant = self.constant and found.constant
-        return float(found.value)
-
-    @property
-    def combined_replicas(self) -> float:
-        """Combined SGD keeps its velocity this many times larger: PopART's `rf`.
-
-        It is summed over the replicas as a whole. What gradients add to it differs between replicas, but momentum and
-        decay do not, so that the sum holds them once for each replica.
-        """
-        return float(self.reduction.replicas) if self.reduction.accumulation > 1 else 1.0
-
-    @property
-    def combined_gradient_factor(self) -> float:
-        """What combined SGD multiplies gradients by, so that their sum is as many times larger as the velocity is."""
-        r = self.reduction
-        divisor = r.accumulation if r.mean else 1
-        if r.accumulation > 1:
-            return (1.0 if r.mean else float(r.replicas)) / divisor
-        return (1.0 / r.replicas if r.mean else 1.0) / divisor
-
-
-def _undamped(h: _HyperParameters) -> float:
-    return 1.0 - h("dampening")
-
-
-FORMULAS: dict[str, Callable[[_HyperParameters], float]] = {
-    "lossScaling": lambda h: h("lossScaling"),
-    "gradientScaling": lambda h: 1.0 / (h("lossScaling") * h.reduction.divisor),
-    "scaledLearningRate0": lambda h: (
-        h("learningRate") * _undamped(h) / (h("lossScaling") * h.reduction.divisor)
-    ),
-    "weightDecayScaleFactor0": lambda h: 1.0 - h("learningRate") * _undamped(h) * h("weightDecay"),
-    "scaledMomentum1": lambda h: h("momentum") / h.combined_replicas,
-    "scaledLearningRate1": lambda h: h("learningRate") / (h("velocityScaling") * h.combined_replicas),
-    "dampeningScaleFactor1": lambda h: (
-        _undamped(h) * h("velocityScaling") * h.combined_gradient_factor / h("lossScaling")
-    ),
-    "scaledWeightDecay1": lambda h: _undamped(h) * h("weightDecay") * h("velocityScaling"),
-    "nesterovGradScaleFactor1": lambda h: h("velocityScaling") * h.combined_replicas,
-    "scaledMomentum2": lambda h: h("momentum"),
-    "scaledLearningRate2": lambda h: h("learningRate") / h("velocityScaling"),
-    "dampeningScaleFactor2": lambda h: (
-        _undamped(h) * h("velocityScaling") / (h("lossScaling") * h.reduction.divisor)
-    ),
-    "nesterovGradScaleFactor2": lambda h: h("velocityScaling"),
-    "sgdMomentum": lambda h: h("momentum"),
-    "weightDecay": lambda h: h("weightDecay"),
-    "learningRate": lambda h: h("learningRate"),
-    "adamBeta1": lambda h: h("beta1"),
-    "adamBeta2": lambda h: h("beta2"),
-    "adamEps": lambda h: h("eps"),
-    "maxWeightNorm": lambda h: h("maxWeightNorm"),
-    "adaptiveAlpha": lambda h: h("alpha"),
-    "adaptiveMomentum": lambda h: h("momentum"),
-}
-"""PopART's scalars, compound ones included, as functions of the hyper-parameters.
-
-The digit of a compound one is that of its SGD: 0 without momentum, else 1 or 2 as in `KINDS`.
-"""
-
-
-def scalar_values(
-    spec: OptimizerSpec, reduction: Reduction, sources: Mapping[str, ScalarSource]
-) -> dict[str, float]:
-    """New values of a program's SCALAR variables for an optimizer whose hyper-parameters changed."""
-    return {
-        name: FORMULAS[source.formula](_HyperParameters(spec, source.group, reduction))
-        for name, source in sources.items()
-    }
-
-
-def check_supported(spec: OptimizerSpec) -> None:
-    """Raises Error for an optimizer that PopART does not have."""
-    combined = spec.kind == "SGD1" and any("momentum" in g and g["momentum"].value for g in spec.groups)
-    if combined and math.isfinite(spec.max_grad_norm):
-        raise poptorch_error(
-            "max_grad_norm needs use_combined_accum=False: the combined variant has no gradient to clip."
-        )
+_COUNTER = "Counter___"
+"""The state that counts the micro-batches of a running mean."""
 
 
 def add_updates(program: Program, spec: OptimizerSpec, gradients: Mapping[str, fx.Node]) -> None:
-    """Append the optimizer to a program that has its backward pass; weights outside its groups stay as they are."""
+    """Append the optimizer to a program that has its backward pass; weights outside its groups stay as they are.
+
+    Raises Error for an optimizer that PopART does not have.
+    """
+    check_supported(spec)
     weights = {
         program.placeholder_of(name): node for name, node in gradients.items() if name in spec.group_of
     }
@@ -219,29 +62,27 @@ class _Updates:
         return self.program.reduction
 
     def scalar(self, formula: str, weight: fx.Node) -> Scalar:
-        """A weight's hyper-parameter: a number where it is constant, else a SCALAR variable of its own."""
-        group = self._group(weight)
-        hyper_parameters = _HyperParameters(self.spec, group, self.reduction)
-        value = FORMULAS[formula](hyper_parameters)
-        if hyper_parameters.constant:
-            return value
-        specific = f"{formula}___specific___{weight.meta['variable']}"
-        name = LOSS_SCALING if formula == "lossScaling" else specific
+        """One of PopART's scalars for a weight: a number where it is constant, else a SCALAR variable of its own."""
+        source = ScalarSource(formula, self._group(weight))
+        found = scalar(self.spec, self.reduction, source)
+        if found.constant:
+            return found.value
+        name = f"{formula}___specific___{weight.meta['variable']}"
         if name not in self.program.scalars:
-            self.program.scalars[name] = ScalarSource(formula, group)
-            self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=value))
+            self.program.scalars[name] = source
+            self.program.add_variable(Variable(name, Role.SCALAR, (), torch.float32, fill=found.value))
         node = self.program.placeholder_of(name)
         assert node is not None, f"{name} was just entered"
         return self._adapt(name, formula, node)
 
-    def _adapt(self, name: str, formula: str, scalar: fx.Node) -> fx.Node:
+    def _adapt(self, name: str, formula: str, node: fx.Node) -> fx.Node:
         """A scalar that undoes the loss scaling undoes the device's own part of it too."""
         factor = self.program.placeholder_of(loss_scaling.FACTOR)
         if factor is None or formula not in loss_scaling.SCALED_INVERSELY:
-            return scalar
+            return node
         if name not in self._adapted:
             outer = formula != "dampeningScaleFactor1" or self.reduction.accumulation == 1
-            self._adapted[name] = self.emit(aten.div.Tensor, scalar, factor, like=scalar, outer=outer)
+            self._adapted[name] = self.emit(aten.div.Tensor, node, factor, like=node, outer=outer)
         return self._adapted[name]
 
     def state(self, prefix: str, weight: fx.Node, dtype: torch.dtype, **options: Any) -> fx.Node:
@@ -262,11 +103,8 @@ class _Updates:
         return self.program.emit(target, *args, meta=meta, **kwargs)
 
     def scaled(self, x: fx.Node, factor: Scalar) -> fx.Node:
-        return (
-            x
-            if isinstance(factor, float) and factor == 1.0
-            else self.emit(aten.mul.Tensor, x, factor, like=x)
-        )
+        is_one = isinstance(factor, float) and factor == 1.0
+        return x if is_one else self.emit(aten.mul.Tensor, x, factor, like=x)
 
     def reduced(self, x: fx.Node, weight: fx.Node) -> fx.Node:
         """`x` summed (or averaged) over the replicas that share the weight."""
@@ -280,26 +118,25 @@ class _Updates:
 
     def add(self, gradients: Mapping[fx.Node, fx.Node]) -> None:
         """Update every weight of the optimizer from its gradient of one micro-batch."""
-        combined = {w for w in gradients if self._is_combined(w)}
-        accumulated = {w: g if w in combined else self._accumulate(w, g) for w, g in gradients.items()}
-        velocities = {w: self._accumulate_velocity(w, gradients[w]) for w in gradients if w in combined}
+        combined = {w: g for w, g in gradients.items() if self._is_combined(w)}
+        sums = {w: self._accumulate(w, g) for w, g in gradients.items() if w not in combined}
+        velocities = {w: self._accumulate_velocity(w, g) for w, g in combined.items()}
         self._count_accumulations()
-        final = {w: self.reduced(g, w) for w, g in accumulated.items() if w not in combined}
+        final = {w: self.reduced(total, w) for w, total in sums.items()}
         if math.isfinite(self.spec.max_grad_norm):
             final = self._clipped(final)
         for weight in gradients:
             if weight in combined:
-                self._sgd_combined(weight, velocities[weight])
+                self._sgd_combined(weight, *velocities[weight])
             else:
-                self._update(weight, final[weight])
+                self._rule(weight)(weight, final[weight])
         self._reset()
 
     def _group(self, weight: fx.Node) -> int:
         return self.spec.group_of[weight.meta["variable"]]
 
     def _has_momentum(self, weight: fx.Node) -> bool:
-        momentum = self.spec.groups[self._group(weight)].get("momentum", HyperParameter(0.0))
-        return not momentum.constant or momentum.value != 0
+        return self.spec.has_momentum(self._group(weight))
 
     def _is_combined(self, weight: fx.Node) -> bool:
         return self.spec.kind == "SGD1" and self._has_momentum(weight)
@@ -308,15 +145,9 @@ class _Updates:
         if self.reduction.accumulation == 1:
             return gradient
         accumulator = self.state("Accum", weight, self._accum_type(weight))
-        if self.reduction.mean and self.reduction.running:
-            counter = self._counter()
-            made = self.emit(
-                ops.accumulate, accumulator, gradient, counter, like=gradient, outer=False, kind="mean"
-            )
-        else:
-            made = self.emit(
-                ops.accumulate, accumulator, gradient, 1.0, like=gradient, outer=False, kind="add"
-            )
+        running = self.reduction.mean and self.reduction.running
+        factor, kind = (self._counter(), "mean") if running else (1.0, "add")
+        made = self.emit(ops.accumulate, accumulator, gradient, factor, like=gradient, outer=False, kind=kind)
         self._accumulated[accumulator] = made
         return made
 
@@ -324,15 +155,14 @@ class _Updates:
         return self.spec.accum_type if self.spec.kind != "SGD1" else weight.meta["val"].dtype  # type: ignore[no-any-return]
 
     def _counter(self) -> fx.Node:
-        name = "Counter___"
-        if name not in self.program.variables:
-            self.program.add_variable(Variable(name, Role.STATE, (), torch.float32))
-        node = self.program.placeholder_of(name)
+        if _COUNTER not in self.program.variables:
+            self.program.add_variable(Variable(_COUNTER, Role.STATE, (), torch.float32))
+        node = self.program.placeholder_of(_COUNTER)
         assert node is not None, "the counter was just entered"
         return node
 
     def _count_accumulations(self) -> None:
-        if "Counter___" in self.program.variables:
+        if _COUNTER in self.program.variables:
             counter = self._counter()
             self._accumulated[counter] = self.emit(ops.increment, counter, like=counter, outer=False)
 
@@ -340,7 +170,7 @@ class _Updates:
         """Accumulators, or the running mean's counter, back to 0 after the update."""
         running = self.reduction.mean and self.reduction.running
         for state, value in self._accumulated.items():
-            if not running or state.meta["variable"] == "Counter___":
+            if not running or state.meta["variable"] == _COUNTER:
                 self.emit(ops.accumulator_zero, value, like=state)
 
     def _clipped(self, gradients: dict[fx.Node, fx.Node]) -> dict[fx.Node, fx.Node]:
@@ -352,32 +182,25 @@ class _Updates:
         norm = self.emit(aten.sqrt.default, total, like=total)
         norm = self.scaled(norm, self.scalar("gradientScaling", next(iter(gradients))))
         bound = self.emit(aten.clamp.default, norm, self.spec.max_grad_norm, like=norm)
-        factor = self.emit(
-            aten.mul.Tensor,
-            self.emit(aten.reciprocal.default, bound, like=norm),
-            self.spec.max_grad_norm,
-            like=norm,
-        )
+        inverse = self.emit(aten.reciprocal.default, bound, like=norm)
+        factor = self.emit(aten.mul.Tensor, inverse, self.spec.max_grad_norm, like=norm)
         return {w: self.emit(aten.mul.Tensor, g, factor, like=g) for w, g in gradients.items()}
 
     # -- one weight ----------------------------------------------------------------------------
 
-    def _update(self, weight: fx.Node, gradient: fx.Node) -> None:
+    def _rule(self, weight: fx.Node) -> Callable[[fx.Node, fx.Node], None]:
+        """What updates a weight from its reduced gradient."""
         if self.spec.kind in ("SGD1", "SGD2"):
-            rule = self._sgd_separate if self._has_momentum(weight) else self._sgd0
-        else:
-            rule = self._rmsprop if self.spec.kind.startswith("RMSPROP") else self._adam
-        rule(weight, gradient)
+            return self._sgd_separate if self._has_momentum(weight) else self._sgd0
+        return self._rmsprop if self.spec.kind.startswith("RMSPROP") else self._adam
 
     def _sgd0(self, weight: fx.Node, gradient: fx.Node) -> None:
-        rate, decay = (
-            self.scalar("scaledLearningRate0", weight),
-            self.scalar("weightDecayScaleFactor0", weight),
-        )
+        rate = self.scalar("scaledLearningRate0", weight)
+        decay = self.scalar("weightDecayScaleFactor0", weight)
         self.emit(ops.sgd0_var_update, weight, gradient, rate, decay, like=gradient)
 
     def _nesterov(self, weight: fx.Node) -> bool:
-        return bool(self.spec.groups[self._group(weight)].get("nesterov", HyperParameter(0.0)).value)
+        return bool(self.spec.hyper_parameter(self._group(weight), "nesterov").value)
 
     def _sgd_separate(self, weight: fx.Node, gradient: fx.Node) -> None:
         velocity = self.state("Accl1", weight, self.spec.accl1_type)
@@ -387,9 +210,8 @@ class _Updates:
         moved = self.emit(ops.accumulate, moved, gradient, factor, like=gradient, kind="dampened_add")
         if self._nesterov(weight):
             moved = self._look_ahead(weight, gradient, moved, "nesterovGradScaleFactor2")
-        self.emit(
-            ops.sgd1_var_update, weight, moved, self.scalar("scaledLearningRate2", weight), like=gradient
-        )
+        rate = self.scalar("scaledLearningRate2", weight)
+        self.emit(ops.sgd1_var_update, weight, moved, rate, like=gradient)
 
     def _look_ahead(self, weight: fx.Node, gradient: fx.Node, velocity: fx.Node, scale: str) -> fx.Node:
         return self.emit(
@@ -406,10 +228,9 @@ class _Updates:
 
     def _accumulate_velocity(self, weight: fx.Node, gradient: fx.Node) -> tuple[fx.Node, Optional[fx.Node]]:
         """Combined SGD: the velocity is the accumulator; with Nesterov, the gradients' sum too."""
-        group = self._group(weight)
-        decay = FORMULAS["scaledWeightDecay1"](_HyperParameters(self.spec, group, self.reduction))
-        name = weight.meta["variable"]
-        velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=(name, decay))
+        decay = scalar(self.spec, self.reduction, ScalarSource("scaledWeightDecay1", self._group(weight)))
+        initial = (weight.meta["variable"], decay.value)
+        velocity = self.state("Accl", weight, weight.meta["val"].dtype, initial=initial)
         factor = self.scalar("dampeningScaleFactor1", weight)
         once = self.reduction.accumulation == 1
         reduced = self.reduced(gradient, weight) if once else gradient
@@ -420,16 +241,14 @@ class _Updates:
             return moved, None
         return moved, self._accumulate(weight, gradient)
 
-    def _sgd_combined(self, weight: fx.Node, accumulated: tuple[fx.Node, Optional[fx.Node]]) -> None:
-        moved, gradient = accumulated
+    def _sgd_combined(self, weight: fx.Node, moved: fx.Node, gradient: Optional[fx.Node]) -> None:
         if self.reduction.accumulation > 1 and self.reduction.replicas > 1:
             moved = self.emit(ops.assign, moved, self.reduced(moved, weight), like=moved)
         step = moved
         if gradient is not None:
             step = self._look_ahead(weight, self.reduced(gradient, weight), moved, "nesterovGradScaleFactor1")
-        updated = self.emit(
-            ops.sgd1_var_update, weight, step, self.scalar("scaledLearningRate1", weight), like=moved
-        )
+        rate = self.scalar("scaledLearningRate1", weight)
+        updated = self.emit(ops.sgd1_var_update, weight, step, rate, like=moved)
         momentum, decay = self.scalar("scaledMomentum1", weight), self.scalar("scaledWeightDecay1", weight)
         self.emit(ops.sgd1_accl_update, moved, updated, momentum, decay, like=moved)
 
@@ -455,9 +274,8 @@ class _Updates:
         second = self.emit(ops.accumulate, accl2, gradient, b2, like=gradient, kind="moving_average_square")
         step = None
         if not mode.endswith("no_bias"):
-            step = self.emit(
-                ops.increment, self.state("Step", weight, torch.float32, shape=()), like=gradient
-            )
+            counter = self.state("Step", weight, torch.float32, shape=())
+            step = self.emit(ops.increment, counter, like=gradient)
         decay: Scalar = 0.0 if kind == "ADAM" else self.scalar("weightDecay", weight)
         decayed = weight if decay != 0.0 else None
         eps = self.scalar("adamEps", weight)
@@ -465,9 +283,8 @@ class _Updates:
             ops.adam_updater, decayed, first, second, step, decay, b1, b2, eps, like=gradient, mode=mode
         )
         trust = self._trust(weight, updater) if mode.startswith("lamb") else ()
-        self.emit(
-            ops.adam_var_update, weight, updater, self.scalar("learningRate", weight), *trust, like=gradient
-        )
+        rate = self.scalar("learningRate", weight)
+        self.emit(ops.adam_var_update, weight, updater, rate, *trust, like=gradient)
 
     def _trust(self, weight: fx.Node, updater: fx.Node) -> tuple[Any, ...]:
         bound = self.scalar("maxWeightNorm", weight)

@@ -12,7 +12,7 @@ from ..compiler import Anchor, CompileRequest, Patterns, parameters_and_buffers
 from ..errors import poptorch_error
 from ..graph.ir import Reduction, ReplicaGroups
 from ..graph.loss_scaling import AutomaticLossScaling
-from ..graph.optimizers import OptimizerSpec
+from ..graph.optimizer_spec import OptimizerSpec
 from ..graph.patterns import PatternPass
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
 from ..runtime import collectives

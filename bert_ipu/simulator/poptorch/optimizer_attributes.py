@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import poptorch_error
-from ..graph.optimizers import KINDS
+from ..graph.optimizer_spec import KINDS
 from . import enums, optim
 from ._logging import logger
 from .options import Options
