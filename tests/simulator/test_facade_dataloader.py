@@ -117,7 +117,7 @@ def test_a_data_set_that_cannot_be_read_is_an_error(capfd: pytest.CaptureFixture
 
 def test_two_accessors_on_one_loader_are_refused() -> None:
     loader = poptorch.DataLoader(_options(), Numbers(4), mode=poptorch.DataLoaderMode.Async)
-    with pytest.raises(poptorch.Error, match="already uses an AsynchronousDataAccessor"):
+    with pytest.raises(poptorch.Error, match="has an AsynchronousDataAccessor of its own"):
         poptorch.AsynchronousDataAccessor(loader)
     loader.terminate()
 

@@ -114,8 +114,22 @@ def test_changed_inputs_are_refused_with_what_differs() -> None:
         model(torch.zeros(4, 6).half())
     with pytest.raises(poptorch.Error, match="Type mismatch for labels"):
         model(torch.zeros(4, 6), torch.zeros(4))
-    with pytest.raises(AssertionError, match="Too many arguments"):
+    with pytest.raises(AssertionError, match="too many positional arguments"):
         model(torch.zeros(4, 6), None, None)
+
+
+def test_a_forward_may_have_keyword_only_arguments() -> None:
+    class Scaled(torch.nn.Module):
+        def forward(self, x: torch.Tensor, *, by: torch.Tensor) -> torch.Tensor:
+            return x * by
+
+    x, by = torch.rand(2, 3), torch.rand(2, 3)
+    model = poptorch.inferenceModel(Scaled(), _options())
+    torch.testing.assert_close(model(x, by=by), Scaled()(x, by=by))
+    with pytest.raises(AssertionError, match="too many positional arguments"):
+        model(x, by)
+    with pytest.raises(poptorch.Error, match="Mandatory parameter by missing"):
+        model(x)
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
@@ -221,7 +235,7 @@ class TwoStages(torch.nn.Module):
 
 
 def test_a_pipeline_needs_enough_micro_batches_and_a_power_of_two_of_ipus() -> None:
-    with pytest.raises(poptorch.Error, match=r"deviceIterations must be .*pipeline stages \(2\)"):
+    with pytest.raises(poptorch.Error, match=r"deviceIterations must be greater: it is 1, .* 2 stages"):
         poptorch.inferenceModel(TwoStages((0, 1)), _options())(torch.zeros(1))
     with pytest.raises(poptorch.Error, match=r"specifies the use of 3 IPUs, .* minimum of 4"):
         poptorch.inferenceModel(TwoStages((0, 1, 2)), _options().deviceIterations(3))(torch.zeros(3))
@@ -237,9 +251,12 @@ def test_only_a_device_has_a_power_of_two_of_ipus() -> None:
     )
     emulated = poptorch.inferenceModel(TwoStages((0, 1, 2)), options.clone().useIpuModel(True))
     assert emulated(torch.ones(3)).tolist() == [8, 8, 8]
-    for change in (lambda o: o.useIpuModel(True), lambda o: o.useIpuId(0)):
+    for change, said in (
+        (lambda o: o.useIpuModel(True), "the IPU Model"),
+        (lambda o: o.useIpuId(0), r"useIpuId\(0\)"),
+    ):
         offline = change(options.clone().useOfflineIpuTarget())
-        with pytest.raises(poptorch.Error, match="not supported"):
+        with pytest.raises(poptorch.Error, match=f"{said}.* leave"):
             poptorch.inferenceModel(TwoStages((0, 1, 2)), offline).compile(torch.ones(3))
 
 

@@ -55,7 +55,7 @@ def _compile(options: poptorch.Options, model: nn.Module | None = None) -> popto
             lambda o: o.enableExecutableCaching(Path("cache")),
             "Unknown value type .*Path for option cachePath",
         ),
-        (lambda o: o.useOfflineIpuTarget(7), "there is no IPU of version 7.* 1, 2, 21"),
+        (lambda o: o.useOfflineIpuTarget(7), "was given version 7; there are 1, 2, 21"),
         (lambda o: o.useOfflineIpuTarget().logCycleCount(True), "only supported on actual IPU hardware"),
         (lambda o: o.useIpuModel(True).logCycleCount(True), "only supported on actual IPU hardware"),
     ],
@@ -87,7 +87,7 @@ def test_the_environment_asks_for_the_ipu_model(
         poptorch.ipuHardwareVersion()
     capsys.readouterr()
     poptorch.inferenceModel(nn.Linear(4, 4), three(_options())).compile(torch.rand(3, 4))
-    assert "enableExecutableCaching doesn't work with Graphcore's IPU model" in capsys.readouterr().err
+    assert "Graphcore's IPU Model has no executable cache" in capsys.readouterr().err
     with pytest.raises(poptorch.Error, match="must reserve a minimum of 4"):
         poptorch.inferenceModel(nn.Linear(4, 4), three(_options().useIpuModel(False))).compile(
             torch.rand(3, 4)
@@ -100,7 +100,7 @@ def test_parallel_phases_alternate_between_even_and_odd_ipus(ipus: tuple[int, in
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     for layer, name in zip(model, "ab"):
         poptorch.BeginBlock(layer, name)
-    with pytest.raises(poptorch.Error, match=r"even phases must run on even IPUs.*block '[ab]' on IPU"):
+    with pytest.raises(poptorch.Error, match=r"Phase \d has block '[ab]' on IPU \d, but parallel phases"):
         _compile(_options().setExecutionStrategy(strategy), model)
 
 
@@ -237,6 +237,6 @@ def test_one_group_of_all_replicas_is_none() -> None:
 def test_a_process_has_at_most_64_ipus() -> None:
     """PopTorch's `tests/replicated_graph_test.py` has the text."""
     with pytest.raises(
-        poptorch.Error, match=r"Too many IPUs requested \(128\)\. Experiments that need more than 64 "
+        poptorch.Error, match=r"Too many IPUs requested \(128\)\. Experiments that need over 64 "
     ):
         poptorch.inferenceModel(nn.Linear(4, 4), _options().replicationFactor(128))(torch.rand(128, 4))

@@ -133,8 +133,8 @@ def _elements(data: Any, layout: _Layout) -> list[torch.Tensor]:
         elements = list(parser.yieldTensors(data) if parser is not None else data)
     for index, element in enumerate(elements):
         assert isinstance(element, torch.Tensor), (
-            f"Tensor at index {index} is not a torch tensor ({type(element)}). "
-            "AsynchronousDataAccessor takes batches that are one tensor, or a flat tuple or list of tensors."
+            f"Element {index} of a batch is a {type(element)}: AsynchronousDataAccessor takes batches that are one "
+            "tensor, or a flat tuple, list or dict of tensors."
         )
     return elements
 
@@ -163,7 +163,7 @@ class _Loader:
     def run(self) -> None:
         first = next(self._iterator, None)
         if first is None:
-            raise poptorch_error("The Dataset is empty")
+            raise poptorch_error("The data set has no batch to fill the ring with.")
         self._layout = _layout(first)
         self._pending = _elements(first, self._layout)
         self._ring = _Ring.like(self._example(self._pending), self._settings.buffer_size)
@@ -232,7 +232,7 @@ class _Loader:
         if not self._slot_is_free():
             return True
         self._ring.fill(_END)
-        logger.debug("AsynchronousDataAccessor worker: end of dataset reached")
+        logger.debug("AsynchronousDataAccessor worker: an epoch ends")
         self._restart()
         return self._settings.load_indefinitely
 
@@ -264,7 +264,7 @@ def _worker_main(
         if isinstance(dataset, _PickledFile):
             dataset = dataset.load()
         _Loader(dataset, settings, replies, commands).run()
-        logger.debug("AsynchronousDataAccessor worker: clean exit")
+        logger.debug("AsynchronousDataAccessor worker: told to stop")
     except (KeyboardInterrupt, EOFError, BrokenPipeError):
         pass  # the parent is going, or gone
 
@@ -305,15 +305,17 @@ class _WorkerHandle:
         commands, self._commands = context.Pipe(duplex=False)
         arguments = (dataset, self._settings, replies, commands, multiprocessing.get_start_method())
         self._process = context.Process(target=_worker_main, args=arguments)
-        logger.debug("AsynchronousDataAccessor parent process: %d", os.getpid())
         self._process.start()
+        logger.debug(
+            "AsynchronousDataAccessor of process %d starts process %s", os.getpid(), self._process.pid
+        )
         replies.close()
         commands.close()
         try:
             self._layout, tensors, indices_mem, rows = self._replies.recv()
         except EOFError:
             raise poptorch_error(
-                "AsynchronousDataAccessor worker thread failed to start (Check above for details)"
+                "AsynchronousDataAccessor: its worker thread failed to start; the error is above."
             ) from None
         self._data_buffers = _Ring(tensors, indices_mem, rows)
 
@@ -348,7 +350,9 @@ class _WorkerHandle:
         ring = self._data_buffers
         pauses = _pauses(1e-5)
         while not ring.is_full():
-            assert self._process.exitcode is None, "An error occurred in the data fetcher"
+            assert self._process.exitcode is None, (
+                f"AsynchronousDataAccessor: its worker ended with status {self._process.exitcode}; the error is above"
+            )
             time.sleep(next(pauses))
         self._used = True
         if self._at_end():
@@ -399,14 +403,16 @@ class AsynchronousDataAccessor:
         self._worker: _WorkerHandle | None = None
         if getattr(dataset, "_accessor", None) is not None:
             raise poptorch_error(
-                "The DataLoader already uses an AsynchronousDataAccessor internally. Either use the existing one "
-                "or set mode='poptorch.DataLoaderMode.Sync' in the DataLoader."
+                "This DataLoader has an AsynchronousDataAccessor of its own: iterate over it as it is, or give it "
+                "mode=poptorch.DataLoaderMode.Sync."
             )
         if getattr(dataset, "leaves_incomplete_batch", False) and rebatched_size is None:
             raise AssertionError(
                 "A DataLoader with drop_last=False leaves a smaller last batch: give rebatched_size, too."
             )
-        assert rebatched_size is None or rebatched_size > 1, "rebatched_size must be None or greater than 1"
+        assert rebatched_size is None or rebatched_size > 1, (
+            f"rebatched_size is {rebatched_size}; take at least 2, or None"
+        )
         self._dataset = dataset
         self.rebatched_size = rebatched_size
         settings = _Settings(

@@ -13,10 +13,9 @@ from ..errors import poptorch_error
 from ._logging import logger
 from .structure import flattenTensorStructure, reconstructTensorStructure
 
-_MISMATCH = (
-    "\nThe inputs passed now don't match the inputs used to compile the model.\n"
-    "To compile for the new inputs create a new inferenceModel / trainingModel or call destroy() and try "
-    "again."
+_ONE_KIND = (
+    "\nA compiled model takes inputs of one kind only: destroy() it before this call to compile it anew, or "
+    "make a second inferenceModel or trainingModel."
 )
 
 
@@ -58,43 +57,38 @@ class Arguments:
         """Raise Error unless `given` has the structure, shapes, dtypes and values of these arguments."""
         if len(given.args) != len(self.args):
             raise poptorch_error(
-                f"Number of positional arguments mismatch: expected {len(self.args)} arguments "
-                f"but got {len(given.args)}.{_MISMATCH}"
+                f"Number of positional arguments mismatch: expected {len(self.args)} arguments but got "
+                f"{len(given.args)}.{_ONE_KIND}"
             )
         for name, compiled, value in zip(self.names, self.args, given.args):
             _match(name, compiled, value)
-        _match_keys("named arguments", self.kwargs, given.kwargs)
+        _match_keys("the named arguments", self.kwargs, given.kwargs)
         for name, compiled in self.kwargs.items():
             _match(name, compiled, given.kwargs[name])
 
 
 def _match(name: str, compiled: Any, given: Any) -> None:
-    if type(compiled) is not type(given):
-        raise poptorch_error(
-            f"Type mismatch for {name}: expected {type(compiled)} but got {type(given)}.{_MISMATCH}"
-        )
+    _same("Type", name, type(compiled), type(given))
     if isinstance(compiled, torch.Tensor):
-        _match_tensors(name, compiled, given)
+        _same("Data type", name, compiled.dtype, given.dtype)
+        _same("Shape", name, compiled.shape, given.shape)
     elif isinstance(compiled, (tuple, list)):
-        if len(compiled) != len(given):
-            raise poptorch_error(
-                f"Length mismatch for {name}: expected {len(compiled)} elements but got "
-                f"{len(given)}.{_MISMATCH}"
-            )
+        _same("Length", name, len(compiled), len(given))
         for index, element in enumerate(compiled):
             _match(f"{name}[{index}]", element, given[index])
     elif isinstance(compiled, dict):
         _match_keys(name, compiled, given)
         for key, value in compiled.items():
             _match(f"{name}[{key}]", value, given[key])
+    elif tensors := flattenTensorStructure(compiled):
+        _match(name, tensors, flattenTensorStructure(given))
     else:
-        tensors = flattenTensorStructure(compiled)
-        if tensors:
-            _match(name, tuple(tensors), tuple(flattenTensorStructure(given)))
-        elif not _equal(compiled, given):
-            raise poptorch_error(
-                f"Value mismatch for {name}: expected {compiled} but got {given}.{_MISMATCH}"
-            )
+        _same("Value", name, compiled, given)
+
+
+def _same(what: str, name: str, compiled: Any, given: Any) -> None:
+    if not _equal(compiled, given):
+        raise poptorch_error(f"{what} mismatch for {name}: expected {compiled} but got {given}.{_ONE_KIND}")
 
 
 def _equal(compiled: Any, given: Any) -> bool:
@@ -105,32 +99,14 @@ def _equal(compiled: Any, given: Any) -> bool:
         return False
 
 
-def _match_tensors(name: str, compiled: torch.Tensor, given: torch.Tensor) -> None:
-    if compiled.dtype != given.dtype:
-        raise poptorch_error(
-            f"Data type mismatch for {name}: expected {compiled.dtype} but got {given.dtype}.{_MISMATCH}"
-        )
-    if compiled.shape != given.shape:
-        raise poptorch_error(
-            f"Shape mismatch for {name}: expected {compiled.shape} but got {given.shape}.{_MISMATCH}"
-        )
-
-
 def _match_keys(name: str, compiled: dict[str, Any], given: dict[str, Any]) -> None:
-    problems = {
-        "Unexpected arguments": given.keys() - compiled.keys(),
-        "Missing arguments": compiled.keys() - given.keys(),
-    }
-    details = [f"{what}: {', '.join(sorted(map(str, keys)))}" for what, keys in problems.items() if keys]
-    if details:
-        raise poptorch_error(f"Keys mismatch for {name}: {'. '.join(details)}.{_MISMATCH}")
-
-
-_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-_ANY_ARGUMENTS = [
-    inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
-    inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
-]
+    for what, keys in (
+        ("Unexpected", given.keys() - compiled.keys()),
+        ("Missing", compiled.keys() - given.keys()),
+    ):
+        if keys:
+            listed = ", ".join(sorted(map(str, keys)))
+            raise poptorch_error(f"{name} are not those compiled for. {what} arguments: {listed}.{_ONE_KIND}")
 
 
 class ArgumentParser:
@@ -141,54 +117,39 @@ class ArgumentParser:
 
     def __init__(self, model: Any) -> None:
         if not callable(model):
-            raise TypeError(f"Expected a torch.nn.Module or a callable, not {type(model)}")
-        self._parameters = _parameters(model.forward if isinstance(model, torch.nn.Module) else model)
-        self._names = [parameter.name for parameter in self._parameters]
-        self._variadic = any(parameter.kind in _VARIADIC for parameter in self._parameters)
+            raise TypeError(f"A model is a torch.nn.Module or a function, not {type(model)}.")
+        self._signature = _signature(model.forward if isinstance(model, torch.nn.Module) else model)
         self._warned_not_contiguous = False
 
     def __call__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-        self._check_counts(args, kwargs)
+        given = self._bind(args, kwargs)
         parsed = Arguments()
-        after_variadic = False
-        for index, parameter in enumerate(self._parameters):
-            name = parameter.name
-            if parameter.kind == inspect.Parameter.VAR_KEYWORD:
-                parsed.kwargs.update(
-                    {key: value for key, value in kwargs.items() if key not in self._names[:index]}
-                )
-            elif parameter.kind == inspect.Parameter.VAR_POSITIONAL:
-                after_variadic = True
-                for offset, value in enumerate(args[index:]):
-                    parsed.append(f"*{name}[{offset}]", value)
-            elif index < len(args) and not after_variadic:
-                assert name not in kwargs, f"Parameter {name} was passed more than once"
-                parsed.append(name, args[index])
+        for name, parameter in self._signature.parameters.items():
+            value = given[name]
+            if parameter.kind is inspect.Parameter.VAR_POSITIONAL:
+                for index, each in enumerate(value):
+                    parsed.append(f"*{name}[{index}]", each)
+            elif parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                parsed.kwargs.update(value)
+            elif parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+                parsed.kwargs[name] = value
             else:
-                value = self._named(parameter, kwargs)
-                if after_variadic:
-                    parsed.kwargs[name] = value
-                else:
-                    parsed.append(name, value)
+                parsed.append(name, value)
         return self._contiguous(parsed)
 
-    @staticmethod
-    def _named(parameter: inspect.Parameter, kwargs: dict[str, Any]) -> Any:
-        if parameter.name in kwargs:
-            return kwargs[parameter.name]
-        if parameter.default is inspect.Parameter.empty:
-            raise poptorch_error(f"Mandatory parameter {parameter.name} missing")
-        return parameter.default
-
-    def _check_counts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self._variadic:
-            return
-        given = len(args) + len(kwargs)
-        assert given <= len(self._names), (
-            f"Too many arguments provided: expected {self._names} ({len(self._names)}) but got {given}"
-        )
-        for name in kwargs:
-            assert name in self._names, f"{name} is not a valid parameter. Allowed values are {self._names}"
+    def _bind(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The value of every parameter. Raises AssertionError for an argument too many, Error for one too few."""
+        try:
+            bound = self._signature.bind_partial(*args, **kwargs)
+        except TypeError as error:
+            raise AssertionError(f"{error}: the model's forward takes {self._signature}") from None
+        bound.apply_defaults()
+        for name in self._signature.parameters:
+            if name not in bound.arguments:
+                raise poptorch_error(
+                    f"Mandatory parameter {name} missing: the model's forward takes {self._signature}"
+                )
+        return bound.arguments
 
     def _contiguous(self, parsed: Arguments) -> Arguments:
         for tensor in parsed.tensors():
@@ -201,7 +162,7 @@ class ArgumentParser:
             return parsed
         if not self._warned_not_contiguous:
             logger.warning(
-                "At least one input tensor is not contiguous: it is copied to contiguous memory at each call."
+                "An input is not contiguous in memory, and is copied at each call; `contiguous()` before saves that."
             )
             self._warned_not_contiguous = True
         return parsed.map(torch.Tensor.contiguous)
@@ -210,15 +171,22 @@ class ArgumentParser:
         """Say once per compilation that dicts among the inputs are only partly supported."""
         if any(_holds_dict(value) for value in (*parsed.args, *parsed.kwargs.values())):
             logger.warning(
-                "Dicts as inputs only have partial support: only literal keys can be accessed. Consider tuples."
+                "An input is a dict: on an IPU a forward may look up its literal keys, and no more. A tuple has no "
+                "such limit."
             )
 
 
-def _parameters(function: Any) -> list[inspect.Parameter]:
+def _signature(function: Any) -> inspect.Signature:
     try:
-        return list(inspect.signature(function).parameters.values())
+        return inspect.signature(function)
     except ValueError:  # a builtin without a signature
-        return _ANY_ARGUMENTS
+        return inspect.Signature(_ANY_ARGUMENTS)
+
+
+_ANY_ARGUMENTS = [
+    inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
+    inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+]
 
 
 def _holds_dict(value: Any) -> bool:

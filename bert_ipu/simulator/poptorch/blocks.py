@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -56,6 +55,22 @@ class Block(torch.nn.Module):
         self._outer = None
 
 
+class _Beginning:
+    """The beginning of a block: called before a module's forward or before a function."""
+
+    def __init__(self, user_id: str | None, ipu_id: int | None) -> None:
+        self._user_id, self._ipu_id = user_id, ipu_id
+
+    def __call__(self, *_: Any) -> None:
+        if self._user_id is None:
+            self._user_id = _automatic_id()
+        _begin(self._user_id, self._ipu_id)
+
+    def __repr__(self) -> str:
+        """What stands behind a module's name where its model is printed."""
+        return f"BeginBlock(user_id={self._user_id}, ipu_id={self._ipu_id})"
+
+
 class LegacyBeginBlockFn(torch.nn.Module):
     """A function that begins a block each time it is called."""
 
@@ -63,31 +78,17 @@ class LegacyBeginBlockFn(torch.nn.Module):
         self, layer_to_call: Callable[..., Any], user_id: str | None = None, ipu_id: int | None = None
     ) -> None:
         super().__init__()
-        self._user_id = user_id
+        self._begin = _Beginning(user_id, ipu_id)
         self._layer_to_call = layer_to_call
-        self._ipu_id = ipu_id
 
     def __call__(self, *input: Any, **kwargs: Any) -> Any:
-        if self._user_id is None:
-            self._user_id = _automatic_id()
-        _begin(self._user_id, self._ipu_id)
+        self._begin()
         return self._layer_to_call(*input, **kwargs)
 
 
-class _BlockHook:
-    """Begins a block before a module's forward."""
-
-    def __init__(self, user_id: str | None, ipu_id: int | None) -> None:
-        self._user_id = user_id
-        self._ipu_id = ipu_id
-
-    def __call__(self, module: torch.nn.Module, input: Any) -> None:
-        if self._user_id is None:
-            self._user_id = _automatic_id()
-        _begin(self._user_id, self._ipu_id)
-
-    def __repr__(self) -> str:
-        return f"BeginBlock(user_id={self._user_id}, ipu_id={self._ipu_id})"
+def _beginnings(module: torch.nn.Module) -> list[int]:
+    """The keys under which a module's forward hooks begin a block."""
+    return [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, _Beginning)]
 
 
 def BeginBlock(layer_to_call: Any, user_id: str | None = None, ipu_id: int | None = None) -> torch.nn.Module:
@@ -95,24 +96,25 @@ def BeginBlock(layer_to_call: Any, user_id: str | None = None, ipu_id: int | Non
 
     Raises Error for anything else, or where a block already begins.
     """
-    if not isinstance(layer_to_call, torch.nn.Module):
-        if callable(layer_to_call):
-            return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
-        raise poptorch_error("module is not an instance of torch.nn.Module or function.")
-    if any(isinstance(hook, _BlockHook) for hook in layer_to_call._forward_pre_hooks.values()):
-        raise poptorch_error("module has already been assigned to a block.")
-    layer_to_call.register_forward_pre_hook(_BlockHook(user_id, ipu_id))
-    return layer_to_call
+    if isinstance(layer_to_call, torch.nn.Module):
+        if _beginnings(layer_to_call):
+            raise poptorch_error(
+                f"{type(layer_to_call).__name__}: this module has already been assigned to a block; removeBlocks() "
+                "takes it out."
+            )
+        layer_to_call.register_forward_pre_hook(_Beginning(user_id, ipu_id))
+        return layer_to_call
+    if callable(layer_to_call):
+        return LegacyBeginBlockFn(layer_to_call, user_id, ipu_id)
+    raise poptorch_error(f"BeginBlock takes a torch.nn.Module or a function, not {type(layer_to_call)}.")
 
 
 def removeBlocks(module: torch.nn.Module) -> None:
     """Undo every `BeginBlock` in a module and its children."""
-    assert isinstance(module, torch.nn.Module)
+    assert isinstance(module, torch.nn.Module), f"removeBlocks takes a torch.nn.Module, not {type(module)}"
     for each in module.modules():
-        kept = (
-            (key, hook) for key, hook in each._forward_pre_hooks.items() if not isinstance(hook, _BlockHook)
-        )
-        each._forward_pre_hooks = OrderedDict(kept)
+        for key in _beginnings(each):
+            del each._forward_pre_hooks[key]
 
 
 def BlockFunction(
@@ -120,22 +122,22 @@ def BlockFunction(
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a function so that its operators form a block."""
 
-    def decorator(func: Callable[..., Any]) -> Callable[..., Any]:
-        @functools.wraps(func)
-        def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def within_block(function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
             with Block(user_id, ipu_id):
-                return func(*args, **kwargs)
+                return function(*args, **kwargs)
 
-        return wrapper
+        return call
 
-    return decorator
+    return within_block
 
 
 class NameScope:
     """A context that puts its name before those of its operators."""
 
     def __init__(self, name: str) -> None:
-        assert isinstance(name, str), "Parameter to NameScope must be a string"
+        assert isinstance(name, str), f"NameScope takes a string, not {name!r}"
         self.name = name
 
     def __enter__(self) -> None:

@@ -42,8 +42,8 @@ def check_blocks(program: Program) -> None:
     for node in program.operators():
         if node.meta.get("ipu") == NO_BLOCK.ipu and node.meta.get("pass") == "forward":
             raise _error(
-                "No active Block, all the ops must belong to a Block: "
-                f"{node.target} ({node.meta.get('source')}) comes after one has ended and before another begins."
+                f"No active Block at {node.target} ({node.meta.get('source')}): it comes after one has ended and "
+                "before another begins. Move it into one, or begin one before it."
             )
 
 
@@ -91,8 +91,8 @@ def check_overlap(program: Program, options: Options) -> None:
         )
     if options.output_mode not in (OutputMode.All.value, OutputMode.Sum.value):
         raise _error(
-            "Unsupported output mode for overlapped IO. Please switch output mode to poptorch.OutputMode.All or "
-            "poptorch.OutputMode.Sum."
+            f"outputMode is OutputMode.{OutputMode(options.output_mode).name}, and transfers that overlap with "
+            "computing need poptorch.OutputMode.All or poptorch.OutputMode.Sum."
         )
 
 
@@ -104,8 +104,9 @@ def check_phases(program: Program, options: Options) -> None:
         ipu, phase = node.meta.get("ipu"), node.meta.get("phase")
         if node.meta.get("pass") == "forward" and ipu is not None and phase is not None and (ipu - phase) % 2:
             raise _error(
-                "When phases are executed in parallel: even phases must run on even IPUs and odd phases on odd IPUs. "
-                f"Phase {phase} has block '{node.meta.get('block')}' on IPU {ipu}."
+                f"Phase {phase} has block '{node.meta.get('block')}' on IPU {ipu}, but parallel phases of even number "
+                "take IPUs of even number, and odd ones odd ones. Change the block's IPU, or use "
+                "poptorch.SerialPhasedExecution."
             )
 
 
@@ -118,8 +119,8 @@ def check_pipeline(program: Program, options: Options) -> None:
     if not program.training:
         if options.device_iterations < forward:
             raise _error(
-                "poptorch.Options().deviceIterations must be greater than or equal to the number of pipeline stages "
-                f"({forward}) when using PopTorch.PipelinedExecution. It is {options.device_iterations}."
+                f"poptorch.Options().deviceIterations must be greater: it is {options.device_iterations}, and it takes "
+                f"{forward} to fill the pipeline's {forward} stages."
             )
         return
     stages = 2 * forward - 1
@@ -157,20 +158,24 @@ def _is_device(options: Options) -> bool:
         )
     if is_model and popart.get("enableEngineCaching"):
         compiler_logger.warning(
-            "enableExecutableCaching doesn't work with Graphcore's IPU model; the simulator keeps its programs anyway"
+            "Graphcore's IPU Model has no executable cache; the simulator keeps its programs anyway"
         )
     if not offline:
         return not is_model
     if is_model:
         raise _error(
-            "ConnectionType.Never / poptorch.Options.useOfflineIpuTarget not supported for the IPU model"
+            "useOfflineIpuTarget() and ConnectionType.Never compile for an IPU, but useIpuModel or POPTORCH_IPU_MODEL "
+            "asks for the IPU Model: leave out one or the other."
         )
     if options.exists("ipu_id"):
-        raise _error("Offline compilation targeting a specific id not supported: leave useIpuId() out.")
+        raise _error(
+            f"useIpuId({options.ipu_id}) names a device, but the program is only compiled: leave it out, or "
+            "useOfflineIpuTarget() and ConnectionType.Never."
+        )
     if options.exists("ipu_version") and options.ipu_version not in IPU_VERSIONS:
         raise _error(
-            f"Failed to create offline IPU device: there is no IPU of version {options.ipu_version}. "
-            f"useOfflineIpuTarget() takes {', '.join(map(str, IPU_VERSIONS))}."
+            f"useOfflineIpuTarget() was given version {options.ipu_version}; there are "
+            f"{', '.join(map(str, IPU_VERSIONS))}."
         )
     return False
 
@@ -183,26 +188,24 @@ def reserved_ipus(program: Program, options: Options) -> int:
     needed: int = (max(forward_ipus(program)) + 1) * options.replication_factor
     if needed > MAX_IPUS:
         raise _error(
-            f"Too many IPUs requested ({needed}). Experiments that need more than {MAX_IPUS} IPUs require distributed "
-            "execution: use fewer stages or replicas, or several instances with poprun."
+            f"Too many IPUs requested ({needed}). Experiments that need over {MAX_IPUS} run as several instances, "
+            "with poprun; or use fewer stages or replicas."
         )
     if not _is_device(options):
         return needed
     reserved: int = 1 << (needed - 1).bit_length()
     if reserved != needed:
-        why = ", because PopTorch must reserve a power of 2 or maximum of 64 IPUs per process"
         if not options.auto_round_num_ipus:
             raise _error(
                 f"The model specifies the use of {needed} IPUs, however PopTorch must reserve a minimum of {reserved} "
-                f"in order to allow the model to run{why}. Please reconfigure your model to use a different number of "
-                "IPUs or set poptorch.Options().autoRoundNumIPUs(True)."
+                "in order to allow the model to run, because PopTorch must reserve a power of 2 or maximum of 64 IPUs "
+                "per process. Please reconfigure your model to use a different number of IPUs or set "
+                "poptorch.Options().autoRoundNumIPUs(True)."
             )
         compiler_logger.warning(
-            "Reserving %d IPUs when the model specifies the use of only %d%s. %d will be reserved but not used.",
-            reserved,
+            "The model uses %d IPUs; %d are reserved, the next power of 2, and the others stay idle.",
             needed,
-            why,
-            reserved - needed,
+            reserved,
         )
     return reserved
 
@@ -227,7 +230,7 @@ class DevicePool:
                 )
             self.taken.add(ipu_id)
             number = ipu_id
-            compiler_logger.debug("Acquired IPU device with id %d, running on device.", number)
+            compiler_logger.debug("Acquired the device with id %d", number)
         compiler_logger.log(TRACE, "Attached to device %d", number)
         return number
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import itertools
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -34,38 +33,34 @@ def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser | 
         custom_arg_parsers.pop(arg_data_type, None)
         return
     if not isinstance(arg_parser, ICustomArgParser):
-        raise poptorch_error("arg_parser must inherit from ICustomArgParser")
+        raise poptorch_error(
+            f"The parser of {arg_data_type.__name__} is {arg_parser!r}, and must be of a class derived from "
+            "poptorch.ICustomArgParser."
+        )
     custom_arg_parsers[arg_data_type] = arg_parser
 
 
 def getCustomParser(instance: Any) -> ICustomArgParser | None:
-    """The parser of the instance's class, or of a base class of it."""
-    if not custom_arg_parsers:
-        return None
-    exact = custom_arg_parsers.get(type(instance))
-    if exact is not None:
-        return exact
-    return next((parser for known, parser in custom_arg_parsers.items() if isinstance(instance, known)), None)
-
-
-def _flatten(value: Any, canonical: Any) -> Iterator[torch.Tensor]:
-    parser = getCustomParser(value)
-    if parser is not None:
-        yield from parser.yieldTensors(value)
-    elif isinstance(value, dict):
-        for key in value if canonical is None else canonical:
-            yield from _flatten(value[key], None if canonical is None else canonical[key])
-    elif isinstance(value, (list, tuple)):
-        models = itertools.repeat(None, len(value)) if canonical is None else canonical
-        for element, model in zip(value, models):
-            yield from _flatten(element, model)
-    elif isinstance(value, torch.Tensor):
-        yield value
+    """The parser of the instance's class, or of its nearest base class that has one."""
+    classes = type(instance).__mro__ if custom_arg_parsers else ()
+    return next((custom_arg_parsers[each] for each in classes if each in custom_arg_parsers), None)
 
 
 def flattenTensorStructure(tensors: Any, canonical_structure: Any = None) -> list[torch.Tensor]:
     """The tensors in `tensors`, depth first; dicts in the key order of `canonical_structure` where given."""
-    return list(_flatten(tensors, canonical_structure))
+    return list(_leaves(tensors, tensors if canonical_structure is None else canonical_structure))
+
+
+def _leaves(value: Any, order: Any) -> Iterator[torch.Tensor]:
+    """The tensors in `value`, those of a dict as the dict at the same place of `order` has them."""
+    parser = getCustomParser(value)
+    if parser is not None:
+        yield from parser.yieldTensors(value)
+    elif isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (dict, list, tuple)):
+        for key in order if isinstance(value, dict) else range(len(value)):
+            yield from _leaves(value[key], order[key])
 
 
 def hidden_tensors(value: Any) -> Iterator[tuple[Any, torch.Tensor]]:
