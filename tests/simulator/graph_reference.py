@@ -10,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from bert_ipu.simulator.compiler import Anchor, CompileRequest, compile_program
+from bert_ipu.simulator.compiler import compile_program
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.dtypes import INT64_INDEX
 from bert_ipu.simulator.graph.ir import Program, widen
+from bert_ipu.simulator.graph.request import Anchor, CompileRequest
 
 
 def _identity_loss(x: Tensor, *, reduction: str) -> Tensor:

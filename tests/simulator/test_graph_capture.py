@@ -11,11 +11,12 @@ import torch.nn.functional as F
 from graph_reference import run
 from torch import Tensor, nn
 
-from bert_ipu.simulator.compiler import Anchor, CompileRequest, compile_program
+from bert_ipu.simulator.compiler import compile_program
 from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.graph import capture, ops
 from bert_ipu.simulator.graph.annotations import Placement
 from bert_ipu.simulator.graph.ir import Program
+from bert_ipu.simulator.graph.request import Anchor, CompileRequest
 
 
 class Module(nn.Module):

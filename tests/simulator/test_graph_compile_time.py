@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from bert_ipu.simulator.compiler import CompileRequest, compile_program
+from bert_ipu.simulator.compiler import compile_program
 from bert_ipu.simulator.graph.ir import Reduction
 from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
+from bert_ipu.simulator.graph.request import CompileRequest
 
 LAYERS, HIDDEN, HEADS, VOCABULARY, SEQUENCE = 24, 1024, 16, 30522, 512
 

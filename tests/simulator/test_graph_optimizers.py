@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from lamb_reference import Lamb
 from torch import Tensor, nn
 
-from bert_ipu.simulator.compiler import CompileRequest, compile_program
+from bert_ipu.simulator.compiler import compile_program
 from bert_ipu.simulator.graph.ir import Reduction
 from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
+from bert_ipu.simulator.graph.request import CompileRequest
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.engine import Executable
 from bert_ipu.simulator.runtime.settings import ExecutionSettings

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
-from bert_ipu.simulator.compiler import CompileRequest, compile_program
+from bert_ipu.simulator.compiler import compile_program
 from bert_ipu.simulator.graph import capture, ops
 from bert_ipu.simulator.graph.ir import Reduction
 from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
+from bert_ipu.simulator.graph.request import CompileRequest
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime import batching
 from bert_ipu.simulator.runtime.engine import Executable

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from ..compiler import compile_program, parameters_and_buffers
+from ..compiler import compile_program
 from ..errors import poptorch_error
 from ..executables.cache import Key, describe_differences
 from ..executables.container import Contents, UnusableFile
@@ -22,6 +22,7 @@ from ..graph.annotations import Placement
 from ..graph.captured_tensor import CapturedTensor
 from ..graph.ir import Program, Role
 from ..graph.program_text import held_by_ipus, program_text
+from ..graph.request import parameters_and_buffers
 from ..installation import current_params
 from ..runtime.engine import Executable
 from . import devices, session_options, wrapping

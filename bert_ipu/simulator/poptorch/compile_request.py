@@ -8,12 +8,12 @@ from typing import Any, Literal
 
 import torch
 
-from ..compiler import Anchor, CompileRequest, Patterns, parameters_and_buffers
 from ..errors import poptorch_error
 from ..graph.ir import Reduction, ReplicaGroups
 from ..graph.loss_scaling import AutomaticLossScaling
 from ..graph.optimizer_spec import OptimizerSpec
 from ..graph.patterns import PatternPass
+from ..graph.request import Anchor, CompileRequest, Patterns, parameters_and_buffers
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
 from ..runtime import collectives
 from ..runtime.settings import ExecutionSettings, Products

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from ..compiler import CompileRequest, parameters_and_buffers
 from ..errors import poptorch_error
 from ..executables.cache import ExecutableCache, Found, Key
 from ..executables.container import UnusableFile
 from ..executables.dependencies import Observation
 from ..executables.fingerprint import NoFingerprint
 from ..executables.serialization import NotSerializable
+from ..graph.request import CompileRequest, parameters_and_buffers
 from ._logging import logger
 from .captured_program import CapturedProgram, read_captured, write_captured
 from .compile_request import Subject

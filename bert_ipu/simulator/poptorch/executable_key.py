@@ -13,11 +13,11 @@ from pathlib import Path
 
 import torch
 
-from ..compiler import CompileRequest
 from ..executables.cache import Key
 from ..executables.dependencies import Texts
 from ..executables.fingerprint import Fingerprint, digest_of_file, module_state
 from ..graph.optimizer_spec import HyperParameter, OptimizerSpec
+from ..graph.request import CompileRequest
 from ..native.abi import runtime_is_loaded as native_runtime_is_loaded
 from .compile_request import Subject
 from .options import current_attributes

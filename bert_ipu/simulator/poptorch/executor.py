@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.hooks import RemovableHandle
 
-from ..compiler import parameters_and_buffers
 from ..errors import poptorch_error
 from ..graph.ir import PatternChange
+from ..graph.request import parameters_and_buffers
 from . import compilation, export, latency, profiling, wrapping
 from ._logging import logger
 from .arguments import ArgumentParser, Arguments
