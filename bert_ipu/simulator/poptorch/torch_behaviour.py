@@ -16,117 +16,154 @@ from ..errors import poptorch_error
 from ..graph.capture import Capture, current
 from ..graph.captured_tensor import IPU, CapturedTensor
 from ._logging import logger
-from .recording import is_recording
 
-_FACTORIES = frozenset(
-    getattr(torch, name)
-    for name in [
-        "arange",
-        "empty",
-        "full",
-        "full_like",
-        "linspace",
-        "logspace",
-        "ones",
-        "rand",
-        "randint",
-        "randn",
-        "randperm",
-        "range",
-        "tensor",
-        "zeros",
-        "zeros_like",
-        "normal",
-    ]
-)
-
-
-_PLACES = {
-    torch.Tensor.device.__get__: IPU,  # type: ignore[attr-defined]
-    torch.Tensor.is_cpu.__get__: False,  # type: ignore[attr-defined]
-    torch.Tensor.is_ipu.__get__: True,  # type: ignore[attr-defined]
-}
-"""What parameters and buffers answer where code asks on which device they are."""
+Args = tuple[Any, ...]
+Kwargs = dict[str, Any]
+Treatment = Callable[[Capture, Any, Args, Kwargs], Any]
 
 
 class IpuByDefault(TorchFunctionMode):
     """Inside a forward, parameters and buffers are on the IPU, and torch's factories make tensors there by default."""
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        capture = current()
-        if func in _PLACES and capture is not None and capture.declares(args[0]):
-            return _PLACES[func]
-        if func == _SET_DATA and capture is not None and any(_is_on_ipu(tensor, capture) for tensor in args):
-            raise poptorch_error(
-                f"`.data` of a tensor is assigned{capture.place()}. In a forward the tensor would not be written: use "
-                "`tensor.copy_(value)`, inside of `torch.no_grad()` where no gradient should go through it."
-            )
-        if func is torch.Tensor.to and len(args) > 1 and isinstance(args[1], torch.Tensor):
-            on_ipu = isinstance(args[1], CapturedTensor) or (
-                capture is not None and capture.declares(args[1])
-            )
-            args = (args[0], IPU if on_ipu else args[1].device, args[1].dtype, *args[2:])
-        if (
-            is_recording()
-            and func in _FACTORIES
-            and "device" not in kwargs
-            and not _follows_a_tensor(func, args, kwargs)
-        ):
-            logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
-            kwargs = {**kwargs, "device": "ipu"}
-        if func in _FROM_LISTS and capture is not None and _lists_tensors(args):
-            raise poptorch_error(
-                f"{func.__name__}() of a list reads the values of tensors in it{capture.place()}, which are not known "
-                "while the model is compiled: use `torch.stack`."
-            )
-        if func in _INDEXING and capture is not None and _is_on_ipu(args[0], capture):
-            args = (args[0], _on_ipu(args[1]), *args[2:])
-        if func is torch.unravel_index and capture is not None and _is_on_ipu(args[0], capture):
-            with self:  # It makes a tensor of the shape.
-                return torch.functional._unravel_index(*args, **kwargs).unbind(-1)  # type: ignore[attr-defined]
-        if func in (torch.Tensor.new, torch.Tensor.new_tensor) and isinstance(args[0], CapturedTensor):
-            return _made_like(func, *args, **kwargs)
-        if func is torch.tensor and torch.device(kwargs.get("device") or "cpu").type == "ipu":
-            # torch fills the tensor through the device's own code, which it has not got for an IPU.
-            return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
+    def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
+        capture, treatment = current(), _TREATMENTS.get(func)
+        if capture is None or treatment is None:
+            return func(*args, **(kwargs or {}))
+        return treatment(capture, func, args, kwargs or {})
+
+
+def _is_on_ipu(value: Any, capture: Capture) -> bool:
+    return isinstance(value, CapturedTensor) or capture.declares(value)
+
+
+def _place(answer: Any) -> Treatment:
+    """On which device a tensor is: parameters and buffers are on the IPU there, and do not know."""
+
+    def treatment(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+        return answer if capture.declares(args[0]) else func(*args, **kwargs)
+
+    return treatment
+
+
+def _set_data(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    if any(_is_on_ipu(tensor, capture) for tensor in args):
+        raise poptorch_error(
+            f"`.data` of a tensor is assigned{capture.place()}. In a forward the tensor would not be written: use "
+            "`tensor.copy_(value)`, inside of `torch.no_grad()` where no gradient should go through it."
+        )
+    return func(*args, **kwargs)
+
+
+def _to(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """`x.to(other)`, whose device torch would ask the wrapper of `other` for."""
+    if len(args) > 1 and isinstance(args[1], torch.Tensor):
+        device = IPU if _is_on_ipu(args[1], capture) else args[1].device
+        args = (args[0], device, args[1].dtype, *args[2:])
+    return func(*args, **kwargs)
+
+
+def _placed(func: Any, kwargs: Kwargs) -> Kwargs:
+    """The arguments of a factory, on the IPU where they name no device."""
+    if "device" in kwargs:
+        return kwargs
+    logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
+    return {**kwargs, "device": "ipu"}
+
+
+def _factory(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    follows_a_tensor = any(isinstance(value, torch.Tensor) for value in (*args, *kwargs.values()))
+    return func(*args, **(kwargs if follows_a_tensor else _placed(func, kwargs)))
+
+
+def _tensor(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    kwargs = _placed(func, kwargs)
+    _check_lists(capture, func, args)
+    if torch.device(kwargs["device"] or "cpu").type != "ipu":
         return func(*args, **kwargs)
+    # torch fills the tensor through the device's own code, which it has not got for an IPU.
+    return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
 
 
-def _is_on_ipu(tensor: torch.Tensor, capture: Capture) -> bool:
-    return isinstance(tensor, CapturedTensor) or capture.declares(tensor)
+def _as_tensor(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    _check_lists(capture, func, args)
+    return func(*args, **kwargs)
 
 
-_FROM_LISTS = (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor)
-
-
-def _lists_tensors(args: tuple[Any, ...]) -> bool:
+def _check_lists(capture: Capture, func: Any, args: Args) -> None:
+    """Raise Error for a list that holds tensors of the program."""
     lists = [data for data in args if isinstance(data, (list, tuple))]
-    return any(isinstance(leaf, CapturedTensor) for leaf in tree_leaves(lists))
+    if any(isinstance(leaf, CapturedTensor) for leaf in tree_leaves(lists)):
+        raise poptorch_error(
+            f"{func.__name__}() of a list reads the values of tensors in it{capture.place()}, which are not known "
+            "while the model is compiled: use `torch.stack`."
+        )
 
 
-_SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
-_INDEXING = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+def _new(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """`x.new(sizes or data)`, which asks no dispatcher where to make its tensor."""
+    like, *values = args
+    if not isinstance(like, CapturedTensor):
+        return func(*args, **kwargs)
+    sizes = values[0] if values and isinstance(values[0], torch.Size) else values
+    if all(isinstance(size, int) for size in sizes):
+        return like.new_empty(sizes)
+    return _new_tensor(capture, func, args, kwargs)
 
 
-def _on_ipu(index: Any) -> Any:
+def _new_tensor(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """`x.new_tensor(data)`, likewise."""
+    like, *values = args
+    if func is torch.Tensor.new_tensor:
+        _check_lists(capture, func, args)
+    if not isinstance(like, CapturedTensor):
+        return func(*args, **kwargs)
+    return torch.tensor(values[0], dtype=kwargs.get("dtype", like.dtype)).to("ipu")
+
+
+def _index(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    """Reading `x[index]` and writing to it."""
+    if _is_on_ipu(args[0], capture):
+        args = (args[0], _with_lists_on_ipu(args[1]), *args[2:])
+    return func(*args, **kwargs)
+
+
+def _with_lists_on_ipu(index: Any) -> Any:
     """An index whose lists of numbers are tensors on the IPU; torch would make them on the CPU."""
     if isinstance(index, tuple):
-        return tuple(map(_on_ipu, index))
+        return tuple(map(_with_lists_on_ipu, index))
     numbers = isinstance(index, list) and index and all(type(item) is int for item in index)
     return torch.tensor(index).to("ipu") if numbers else index
 
 
-def _made_like(func: Any, like: torch.Tensor, *values: Any, **kwargs: Any) -> torch.Tensor:
-    """`like.new(sizes or data)` and `like.new_tensor(data)`, which ask no dispatcher where to make theirs."""
-    sizes = values[0] if values and isinstance(values[0], torch.Size) else values
-    if func is torch.Tensor.new and all(isinstance(size, int) for size in sizes):
-        return like.new_empty(sizes)
-    return torch.tensor(values[0], dtype=kwargs.get("dtype", like.dtype)).to("ipu")
+def _unravel_index(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
+    if not _is_on_ipu(args[0], capture):
+        return func(*args, **kwargs)
+    with IpuByDefault():  # It makes a tensor of the shape.
+        return torch.functional._unravel_index(*args, **kwargs).unbind(-1)  # type: ignore[attr-defined]
 
 
-def _follows_a_tensor(func: Any, args: Any, kwargs: Any) -> bool:
-    return func is not torch.tensor and any(isinstance(a, torch.Tensor) for a in (*args, *kwargs.values()))
+_FACTORIES = (
+    *(torch.arange, torch.empty, torch.full, torch.full_like, torch.linspace, torch.logspace, torch.normal),
+    *(torch.ones, torch.rand, torch.randint, torch.randn, torch.randperm, torch.range, torch.zeros),
+    torch.zeros_like,
+)
+_TREATMENTS: dict[Any, Treatment] = {
+    torch.Tensor.device.__get__: _place(IPU),  # type: ignore[attr-defined]
+    torch.Tensor.is_cpu.__get__: _place(False),  # type: ignore[attr-defined]
+    torch.Tensor.is_ipu.__get__: _place(True),  # type: ignore[attr-defined]
+    torch.Tensor.data.__set__: _set_data,  # type: ignore[attr-defined]
+    torch.Tensor.to: _to,
+    **dict.fromkeys(_FACTORIES, _factory),
+    torch.tensor: _tensor,
+    torch.as_tensor: _as_tensor,
+    torch.Tensor.new: _new,
+    torch.Tensor.new_tensor: _new_tensor,
+    torch.Tensor.__getitem__: _index,
+    torch.Tensor.__setitem__: _index,
+    torch.unravel_index: _unravel_index,
+}
+"""Functions of torch that need to be told where tensors are, or see none of their values; all others run as they are.
+"""
 
 
 def _said_to_be_causal(mask: Any, is_causal: bool | None = None, size: int | None = None) -> bool:
