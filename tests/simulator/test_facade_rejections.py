@@ -107,13 +107,13 @@ def test_parallel_phases_alternate_between_even_and_odd_ipus(ipus: tuple[int, in
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (lambda x: poptorch.set_available_memory(x @ x, 1.5), r"must be in \(0,1\], not 1.5"),
+        (lambda x: poptorch.set_available_memory(x @ x, 1.5), "is 1.5, and must be above 0"),
         (
             lambda x: poptorch.serializedMatMul(x, x, Serialize.InputChannels, 3),
             "factor 3 for the input channels",
         ),
         (lambda x: poptorch.serializedMatMul(x, x, Serialize.ReducingDim), "factor 0 for the reducing"),
-        (lambda x: poptorch.nearest(x, x, "a", "b"), "must be torch.Tensors or lists"),
+        (lambda x: poptorch.nearest(x, x, "a", "b"), "a batch must be a list or a tensor"),
         (
             lambda x: poptorch.CPU(lambda x: poptorch.CPU(torch.abs, "inner")(x), "outer")(x),
             "must not overlap",

@@ -48,8 +48,8 @@ def _data_assigned(m: Tensors, x: Tensor) -> Tensor:
         (lambda m, x: torch.tensor([x.sum(), x.mean()]), "tensor() of a list reads the values of tensors"),
         (lambda m, x: x.new_tensor([x.sum()]), "use `torch.stack`"),
         (_data_assigned, "use `tensor.copy_(value)`"),
-        (lambda m, x: poptorch.identity_loss(3, "sum"), "identity_loss must take a torch.tensor"),
-        (lambda m, x: poptorch.for_loop(2, lambda y: None, [x])[0], "body must return tensors"),
+        (lambda m, x: poptorch.identity_loss(3, "sum"), "identity_loss: x must be a Tensor"),
+        (lambda m, x: poptorch.for_loop(2, lambda y: None, [x])[0], "must return tensors, not None"),
         (
             lambda m, x: poptorch.CPU(lambda y: "y", "text")(x),
             "The CPU op 'text' must return tensors, not 'y'",
@@ -72,7 +72,7 @@ def test_what_would_reach_into_memory_is_refused(forward: Any, said: str) -> Non
 @pytest.mark.parametrize(
     ("forward", "error", "said"),
     [
-        (lambda m, x: poptorch.for_loop(1.5, lambda y: y, [x]), ValueError, "to be an int, not 1.5"),
+        (lambda m, x: poptorch.for_loop(1.5, lambda y: y, [x]), ValueError, "count must be an int, not 1.5"),
         (
             lambda m, x: poptorch.cond(x, lambda y: y, [x], lambda y: y, [x]),
             ValueError,

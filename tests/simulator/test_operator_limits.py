@@ -95,7 +95,7 @@ def test_recurrent_layers_that_poptorch_has_run() -> None:
         (lambda x: torch.bitwise_and(x, x), (ROWS,), "must be of bool or integers"),
         (lambda x: F.dropout2d(x[0], training=True), (ROWS,), r"shape \[\d\], and no channels to drop"),
         (lambda x: torch.lerp(x, x, 0.5), (ROWS,), "aten::lerp.*a \\+ weight"),
-        (lambda x: poptorch.dynamic_slice(x, 0, x[0, 0].int(), 2, 0), (ROWS,), "step must be at least 1"),
+        (lambda x: poptorch.dynamic_slice(x, 0, x[0, 0].int(), 2, 0), (ROWS,), "step is 0, and must be at least 1"),
     ],
 )
 def test_a_setting_that_poptorch_refuses_is_named(

@@ -20,9 +20,12 @@ def _begin(user_id: str | None, ipu_id: int | None) -> None:
         strategies.current_stages.beginStage(user_id, ipu_id)
 
 
-def _automatic_id() -> str | None:
-    """The id of a block without a name, to be kept: it begins the same block each time. None outside a forward."""
-    return None if strategies.current_stages is None else strategies.current_stages.nextAutoId()
+def _begin_again(user_id: str | None, ipu_id: int | None) -> str | None:
+    """Begin a block that has its place in a model; the id to begin it by the next time, a number if it had none."""
+    if user_id is None and strategies.current_stages is not None:
+        user_id = strategies.current_stages.nextAutoId()
+    _begin(user_id, ipu_id)
+    return user_id
 
 
 class Block(torch.nn.Module):
@@ -56,15 +59,13 @@ class Block(torch.nn.Module):
 
 
 class _Beginning:
-    """The beginning of a block: called before a module's forward or before a function."""
+    """The beginning of a block, called before a module's forward."""
 
     def __init__(self, user_id: str | None, ipu_id: int | None) -> None:
         self._user_id, self._ipu_id = user_id, ipu_id
 
     def __call__(self, *_: Any) -> None:
-        if self._user_id is None:
-            self._user_id = _automatic_id()
-        _begin(self._user_id, self._ipu_id)
+        self._user_id = _begin_again(self._user_id, self._ipu_id)
 
     def __repr__(self) -> str:
         """What stands behind a module's name where its model is printed."""
@@ -78,11 +79,11 @@ class LegacyBeginBlockFn(torch.nn.Module):
         self, layer_to_call: Callable[..., Any], user_id: str | None = None, ipu_id: int | None = None
     ) -> None:
         super().__init__()
-        self._begin = _Beginning(user_id, ipu_id)
+        self._user_id, self._ipu_id = user_id, ipu_id
         self._layer_to_call = layer_to_call
 
     def __call__(self, *input: Any, **kwargs: Any) -> Any:
-        self._begin()
+        self._user_id = _begin_again(self._user_id, self._ipu_id)
         return self._layer_to_call(*input, **kwargs)
 
 

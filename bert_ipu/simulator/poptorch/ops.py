@@ -20,9 +20,11 @@ from .structure import flattenTensorStructure, reconstructTensorStructure
 Tensor = torch.Tensor
 
 
-def _check_tensor(value: Any, message: str) -> None:
-    if not isinstance(value, Tensor):
-        raise poptorch_error(f"{message} {type(value)} is not supported.")
+def _check(function: str, kind: type, **arguments: Any) -> None:
+    """Raise Error for an argument that is of another type."""
+    for name, value in arguments.items():
+        if not isinstance(value, kind):
+            raise poptorch_error(f"poptorch.{function}: {name} must be a {kind.__name__}, not {type(value)}.")
 
 
 def ctc_beam_search_decoder(
@@ -32,11 +34,10 @@ def ctc_beam_search_decoder(
 
     Returns their log probabilities [B, P], lengths [B, P] and labels [B, P, T].
     """
-    _check_tensor(probs, "ctc_beam_search_decoder: probs must be a torch.tensor argument.")
-    _check_tensor(lengths, "ctc_beam_search_decoder: lengths must be a torch.tensor argument.")
+    _check("ctc_beam_search_decoder", Tensor, probs=probs, lengths=lengths)
     if probs.dim() != 3:
         raise poptorch_error(
-            "Incorrect shape for first input to CTC beam search decoder: it must have 3 dimensions."
+            f"poptorch.ctc_beam_search_decoder: probs has shape {list(probs.shape)}, and must have [T, B, classes]."
         )
 
     def decode(probs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -67,7 +68,7 @@ def ipu_print_tensor(
     close_bracket: str = ")",
 ) -> Tensor:
     """Print a tensor, and its gradient, each time the program computes them; returns the tensor."""
-    _check_tensor(tensor, "ipu print tensor must take a torch.tensor argument.")
+    _check("ipu_print_tensor", Tensor, tensor=tensor)
     formats = ("auto", "fixed", "scientific", "none")
     if float_format not in formats:
         raise KeyError(f"float_format is {float_format!r}; it must be one of {', '.join(formats)}")
@@ -92,15 +93,13 @@ def ipu_print_tensor(
 def for_loop(count: int, body: Callable[..., Any], inputs: list[Tensor]) -> list[Tensor]:
     """Run `body` on the inputs, then on its own results, `count` times in all."""
     if not isinstance(count, int):
-        raise ValueError(f"poptorch.for_loop expects the number of iterations (count) to be an int, not {count!r}.")
+        raise ValueError(f"poptorch.for_loop: count must be an int, not {count!r}.")
     if not isinstance(inputs, list):
-        raise ValueError(
-            "poptorch.for_loop expects input tensors (inputs) to be a list of tensors. (Object is not list)"
-        )
-    for index, tensor in enumerate(inputs):
-        if not isinstance(tensor, Tensor):
+        raise ValueError(f"poptorch.for_loop: inputs must be a list, not {type(inputs)}. (Object is not list)")
+    for index, each in enumerate(inputs):
+        if not isinstance(each, Tensor):
             raise ValueError(
-                "poptorch.for_loop expects input tensors (inputs) to be a list of tensors. "
+                f"poptorch.for_loop: inputs[{index}] is a {type(each)}. "
                 f"(Object contained in list at index {index} is not torch.tensor)"
             )
     if is_recording():
@@ -120,11 +119,10 @@ def cond(
     """The results of one of two functions, chosen by a tensor's value."""
     if not isinstance(then_inps, list) or not isinstance(else_inps, list):
         raise ValueError(
-            "poptorch.cond expects then_inps and else_inps tensors to be a list of tensors. (Object is "
-            "not list)"
+            f"poptorch.cond: then_inps and else_inps must be lists, not {type(then_inps)} and {type(else_inps)}."
         )
     if not isinstance(condition, Tensor) or condition.numel() != 1:
-        raise ValueError(f"poptorch.cond expects condition to be a tensor of one element, not {condition!r}.")
+        raise ValueError(f"poptorch.cond: condition must be a tensor of one element, not {condition!r}.")
     then, other = _returning_list(then_body), _returning_list(else_body)
     if is_recording():
         return recording.cond(condition, then, then_inps, other, else_inps)
@@ -136,7 +134,8 @@ def _returning_list(body: Callable[..., Any]) -> Callable[..., list[Tensor]]:
         outputs = body(*inputs)
         outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
         for output in outputs:
-            _check_tensor(output, "A loop's or branch's body must return tensors.")
+            if not isinstance(output, Tensor):
+                raise poptorch_error(f"The body of a loop or branch must return tensors, not {output!r}.")
         return outputs
 
     return call
@@ -144,13 +143,8 @@ def _returning_list(body: Callable[..., Any]) -> Callable[..., list[Tensor]]:
 
 def nop(tensor: Tensor) -> Tensor:
     """The tensor itself, as an operator that no pattern removes."""
-    _check_tensor(tensor, "nop must take a torch.tensor argument.")
+    _check("nop", Tensor, tensor=tensor)
     return emit(ipu.nop, tensor) if is_recording() else tensor
-
-
-def _check_int(value: Any, what: str) -> None:
-    if not isinstance(value, int):
-        raise poptorch_error(f"{what} must be an integer.")
 
 
 def _rows(start: Tensor, size: int, step: int) -> Tensor:
@@ -162,19 +156,16 @@ def _rows(start: Tensor, size: int, step: int) -> Tensor:
             f"(The size is {size})"
         )
     if step < 1:
-        raise poptorch_error(f"Slicing step must be at least 1. (It is {step})")
+        raise poptorch_error(f"poptorch.dynamic_slice: step is {step}, and must be at least 1.")
     if start.dtype not in (torch.int64, torch.int32, torch.int16):
-        raise poptorch_error("Expected integer typed start tensor")
+        raise poptorch_error(f"start has {start.dtype}, and must have torch.int32, int64 or int16.")
     return start.reshape(-1)[:1] + torch.arange(0, size, step, dtype=start.dtype, device=start.device)
 
 
 def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int) -> Tensor:
     """`size` rows of a dimension, every `step`-th, from a start that the program computes."""
-    _check_tensor(tensor, "dynamic_slice must take a torch.tensor input.")
-    _check_int(dim, "Dimension")
-    _check_tensor(start, "Slice start argument to dynamic_slice must be a torch.tensor.")
-    _check_int(size, "Size")
-    _check_int(step, "Step")
+    _check("dynamic_slice", Tensor, tensor=tensor, start=start)
+    _check("dynamic_slice", int, dim=dim, size=size, step=step)
     rows = _rows(start, size, step)
     if is_recording() and tensor.shape[dim] % size:
         raise poptorch_error(
@@ -185,11 +176,8 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
 
 def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: int) -> Tensor:
     """`input` with `size` rows of a dimension replaced by `src`, from a start that the program computes."""
-    _check_tensor(input, "dynamic_update must take a torch.tensor input.")
-    _check_int(dim, "Dimension")
-    _check_tensor(start, "Slice start argument to dynamic_update must be a torch.tensor.")
-    _check_tensor(src, "Src argument to dynamic_update must be a torch.tensor.")
-    _check_int(size, "Size")
+    _check("dynamic_update", Tensor, input=input, src=src, start=start)
+    _check("dynamic_update", int, dim=dim, size=size)
     if input.dim() != src.dim():
         raise poptorch_error(
             f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})"
@@ -207,14 +195,12 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
 
 def recomputationCheckpoint(*tensors: Any) -> Any:
     """Keep these tensors for the backward pass instead of computing them again; changes no result."""
-    if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)):
-        kept = recomputationCheckpoint(*tensors[0])
-        return type(tensors[0])(kept if isinstance(kept, tuple) else (kept,))
-    for tensor in tensors:
-        if not isinstance(tensor, Tensor):
-            raise ValueError("All inputs must be tensors")
-    out = tuple(mark(nop(tensor), "recompute_checkpoint", True) for tensor in tensors)
-    return out[0] if len(out) == 1 else out
+    group = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)) else tensors
+    for each in group:
+        if not isinstance(each, Tensor):
+            raise ValueError(f"poptorch.recomputationCheckpoint takes tensors, or a list of them, not {each!r}.")
+    kept = type(group)(mark(nop(tensor), "recompute_checkpoint", True) for tensor in group)
+    return kept[0] if group is tensors and len(kept) == 1 else kept
 
 
 def _check_serialization(lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int) -> None:
@@ -249,22 +235,19 @@ def serializedMatMul(
 
 def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
     """Limit the temporary memory of the operator that made the tensor; changes no result."""
-    _check_tensor(tensor, "You may only set available memory for torch.tensor values.")
+    _check("set_available_memory", Tensor, tensor=tensor)
     if is_recording() and not 0 < available_memory_proportion <= 1:
         raise poptorch_error(
-            f"availableMemoryProportion must be in (0,1], not {available_memory_proportion}."
+            f"available_memory_proportion is {available_memory_proportion}, and must be above 0 and at most 1."
         )
     return mark(tensor, "available_memory_proportion", available_memory_proportion)  # type: ignore[no-any-return]
 
 
 def _set_overlap(tensors: Any, mode: OverlapMode, direction: str) -> Any:
-    def set_one(tensor: Any) -> Any:
-        _check_tensor(tensor, f"You may only set overlap for torch.tensor {direction}s.")
-        if not is_recording():
-            return tensor
-        return mark(emit(ipu.nop, tensor), f"overlap_{direction}", mode.value)
-
-    return reconstructTensorStructure(tensors, map(set_one, flattenTensorStructure(tensors)))
+    if not is_recording():
+        return tensors
+    marked = (mark(emit(ipu.nop, each), f"overlap_{direction}", mode.value) for each in flattenTensorStructure(tensors))
+    return reconstructTensorStructure(tensors, marked)
 
 
 def set_overlap_for_input(input_tensors: Any, mode: OverlapMode) -> Any:
@@ -280,9 +263,9 @@ def set_overlap_for_output(output_tensors: Any, mode: OverlapMode) -> Any:
 def identity_loss(x: Tensor, reduction: str) -> Tensor:
     """Mark a tensor as the loss to start the backward pass from, reduced by "sum", "mean" or "none"."""
     assert reduction in ("sum", "mean", "none"), (
-        f"Unsupported reduction type {reduction!r}: use sum, mean or none"
+        f"poptorch.identity_loss: reduction is {reduction!r}, and must be sum, mean or none"
     )
-    _check_tensor(x, "identity_loss must take a torch.tensor argument.")
+    _check("identity_loss", Tensor, x=x)
     if is_recording():
         return emit(ipu.identity_loss, x, reduction=reduction)  # type: ignore[no-any-return]
     reductions: dict[str, Callable[[Tensor], Tensor]] = {
@@ -342,34 +325,27 @@ def _fast_gather_last_dim(data: Tensor, index: Tensor) -> Tensor:
 def _check_attributes(attributes: dict[str, Any]) -> None:
     for key, value in attributes.items():
         if not isinstance(key, str):
-            raise ValueError(f"All attribute keys must be strings. {key!r} is not.")
+            raise ValueError(f"An attribute's name must be a string, not {key!r}.")
         if not isinstance(value, (float, int, str, list, tuple)):
             raise ValueError(
-                "Attribute values must be floats, ints, strings or a list/tuple of float, ints or strings. "
-                f"{key} is a {type(value).__name__}."
+                f"Attribute {key} is {value!r}, and must be a float, an int, a string, or a list or tuple of these."
             )
-        if isinstance(value, (list, tuple)) and any(
-            not isinstance(element, type(value[0])) for element in value
-        ):
-            raise ValueError(
-                f"The types in a list/tuple attribute must all be the same. Those of {key} are not."
-            )
-        for text in (key, *(value if isinstance(value, (list, tuple)) else [value])):
+        elements = value if isinstance(value, (list, tuple)) else [value]
+        if any(not isinstance(element, type(elements[0])) for element in elements):
+            raise ValueError(f"Attribute {key} is {value!r}, of several types: convert its elements to one.")
+        for text in (key, *elements):
             if isinstance(text, str) and not text.isascii():
                 raise ValueError(f"{text} contains non-ASCII characters.")
 
 
 def fps(src: Tensor, ptr: list[int], ratio: float = 0.5, random_start: bool = False) -> Tensor:
     """Farthest point sampling of torch_cluster, which the simulator does not have: SimulatorUnsupported."""
-    _check_tensor(src, "`fps` must take a torch.tensor input.")
-    if not isinstance(ptr, list):
-        raise poptorch_error("`ptr` must be a list of integers.")
+    _check("fps", Tensor, src=src)
+    _check("fps", list, ptr=ptr)
+    _check("fps", float, ratio=ratio)
+    _check("fps", bool, random_start=random_start)
     if len(ptr) < 2:
-        raise poptorch_error("`ptr` must contain at least 2 elements.")
-    if not isinstance(ratio, float):
-        raise poptorch_error(f"`ratio` must be of float type. {type(ratio)} is not supported.")
-    if not isinstance(random_start, bool):
-        raise poptorch_error(f"`random_start` must be of bool type. {type(random_start)} is not supported.")
+        raise poptorch_error(f"poptorch.fps: ptr is {ptr}: give the first row of each sample, and the number of rows.")
     raise SimulatorUnsupported("poptorch.fps", "operators of graph networks are not simulated.")
 
 
@@ -377,13 +353,10 @@ def nearest(
     x: Tensor, y: Tensor, batch_x: list[int] | Tensor | None = None, batch_y: list[int] | Tensor | None = None
 ) -> Tensor:
     """For each row of `x`, the index of the nearest row of `y` in the same batch."""
-    _check_tensor(x, "`nearest` must take a torch.tensor `x` input.")
-    _check_tensor(y, "`nearest` must take a torch.tensor `y` input.")
-    if not all(isinstance(batch, (list, Tensor, type(None))) for batch in (batch_x, batch_y)):
-        raise poptorch_error(
-            f"`batch_x` and `batch_y` must be torch.Tensors or lists while `batch_x` is of type {type(batch_x)} and "
-            f"`batch_y` is of type {type(batch_y)}."
-        )
+    _check("nearest", Tensor, x=x, y=y)
+    for batch in (batch_x, batch_y):
+        if not isinstance(batch, (list, Tensor, type(None))):
+            raise poptorch_error(f"poptorch.nearest: a batch must be a list or a tensor of rows, not {batch!r}.")
     distance = torch.cdist(x, y)
     batches = [
         torch.as_tensor([] if batch is None else batch, device=distance.device)
