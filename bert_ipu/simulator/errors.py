@@ -47,3 +47,8 @@ class SimulatorUnsupported(Error):
 def poptorch_error(message: str) -> Error:
     """An `Error` of the type that PopTorch's Python raises."""
     return Error(message)
+
+
+def poptorch_cpp_error(message: str) -> Error:
+    """An `Error` of the type that PopTorch's C++ layer raises."""
+    return Error(message, "poptorch_cpp_error")

@@ -2,8 +2,8 @@
 
 models      `models`, `executor`, `arguments`, `structure`, `session`, `devices`, `latency`, `wrapping`,
             `replica_grouping`
-compiling   `compilation`, `compile_request`, `torch_behaviour`; and keeping what was compiled: `captured_program`,
-            `export`, `executable_caching`, `executable_key`
+compiling   `compilation`, `compile_request`, `placement`, `torch_behaviour`; and keeping what was compiled:
+            `captured_program`, `export`, `executable_caching`, `executable_key`
 forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`,
             by `recording`
 options     `options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`

@@ -25,7 +25,7 @@ from ..graph.program_text import held_by_ipus, program_text
 from ..graph.request import parameters_and_buffers
 from ..installation import current_params
 from ..runtime.engine import Executable
-from . import devices, session_options, wrapping
+from . import devices, placement, session_options, wrapping
 from ._logging import TRACE, compiler_logger, logger
 from .arguments import Arguments
 from .captured_program import CapturedProgram, read_captured
@@ -83,12 +83,9 @@ def _make_session(subject: Subject, make_program: Callable[[Subject], CapturedPr
     params = current_params()
     if options.connection_type == ConnectionType.Never:
         params = dataclasses.replace(params, device="null")
-    devices.check_blocks(program)
-    devices.check_stage_order(program, options)
-    devices.check_phases(program, options)
-    devices.check_overlap(program, options)
+    placement.check_placement(program, options)
     ipus = devices.reserved_ipus(program, options)
-    devices.check_pipeline(program, options)
+    placement.check_pipeline(program, options)
     executable = Executable(program, execution_settings(options), params)
     _show(program, executable)
     progress(3, 3)

@@ -22,10 +22,11 @@ from .compile_request import Subject
 from .enums import ConnectionType, OutputMode
 from .optim import SGD, Optimizer
 from .optimizer_attributes import AttributeTracker, check_replacement, describe
-from .options import Options, PipelinedExecution, ShardedExecution
+from .options import Options
 from .printing import module_repr
 from .replica_grouping import GroupableParameter, Grouping
 from .session import Session
+from .strategies import is_pipelined
 from .structure import reconstructTensorStructure
 
 _NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
@@ -538,8 +539,7 @@ def _own_options(options: Options | None, training: bool) -> Options:
             "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
             "when running a poptorch.inferenceModel()."
         )
-        strategy = own._execution_strategy
-        if isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution):
+        if is_pipelined(own._execution_strategy):
             message += (
                 " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
                 "for pipelined execution instead."

@@ -9,7 +9,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ..errors import Error, SimulatorUnsupported
+from ..errors import SimulatorUnsupported, poptorch_cpp_error
 from . import popart_patterns
 from ._logging import compiler_logger
 
@@ -178,15 +178,11 @@ _LOCATION_SETTINGS = frozenset(
 _SKIPPED = frozenset({"patterns_level", "anchored_tensors", "compilation_progress_bar_fn", "ipuof_configs"})
 
 
-def _error(message: str) -> Error:
-    return Error(message, "poptorch_cpp_error")
-
-
 def _known(name: str, names: Iterable[str], kind: str) -> None:
     if name not in names:
         alike = difflib.get_close_matches(name, names)
         meant = f"; did you mean {' or '.join(alike)}?" if alike else ""
-        raise _error(
+        raise poptorch_cpp_error(
             f"Unknown {kind} option {name}: no option of PopART has this name and takes such a value{meant}"
         )
 
@@ -194,13 +190,13 @@ def _known(name: str, names: Iterable[str], kind: str) -> None:
 def _check_integer(name: str, value: int) -> None:
     _known(name, _INTEGERS | _ENUMERATIONS.keys(), "uint64")
     if value < 0 or value >= _ENUMERATIONS.get(name, 1 << 64):
-        raise _error(f"Value {value} for {name} out of range")
+        raise poptorch_cpp_error(f"Value {value} for {name} out of range")
 
 
 def _check_proportion(ipu: int, proportion: Any) -> None:
     """PopART's `Builder::setAvailableMemoryProportion`."""
     if not isinstance(proportion, (int, float)) or not 0 < proportion <= 1:
-        raise _error(
+        raise poptorch_cpp_error(
             "availableMemoryProportion must be in (0,1], but setAvailableMemoryProportion() gives "
             f"IPU{ipu} {proportion!r}."
         )
@@ -209,12 +205,14 @@ def _check_proportion(ipu: int, proportion: Any) -> None:
 def _check_element(name: str, element: Any) -> None:
     """An element of one of PopART's containers of strings, in which whole numbers are written out."""
     if not isinstance(element, (str, int)):
-        raise _error(
+        raise poptorch_cpp_error(
             f"Don't know how to convert {element!r} of option {name} to string: it is a {type(element).__name__}, "
             "give a str."
         )
     if name == "hardwareInstrumentations" and int(element) not in (0, 1):
-        raise _error(f"Value {element} for Instrumentation out of range: it is 0 (outer) or 1 (inner).")
+        raise poptorch_cpp_error(
+            f"Value {element} for Instrumentation out of range: it is 0 (outer) or 1 (inner)."
+        )
 
 
 def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, Any]) -> None:
@@ -223,13 +221,15 @@ def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, An
             _check_proportion(ipu, proportion)
     elif name == "patterns":
         if "patterns_level" not in options:
-            raise _error("PopART option 'patterns' should not be set without first setting 'patterns_level'.")
+            raise poptorch_cpp_error(
+                "PopART option 'patterns' should not be set without first setting 'patterns_level'."
+            )
         _check_integer("patterns_level", options["patterns_level"])
         popart_patterns.check_names(value)
     elif name.startswith("location_"):
         unknown = value.keys() - _LOCATION_SETTINGS
         if unknown:
-            raise _error(f"Unknown option {sorted(unknown)} for tensor location {name}")
+            raise poptorch_cpp_error(f"Unknown option {sorted(unknown)} for tensor location {name}")
         for key, setting in value.items():
             compiler_logger.debug("Setting %s to %s for location %s", key, setting, name)
     elif value:
@@ -265,7 +265,7 @@ def _check_option(name: str, value: Any, options: Mapping[str, Any]) -> None:
             check()
             break
     else:
-        raise _error(f"Unknown value type {type(value).__name__} for option {name}")
+        raise poptorch_cpp_error(f"Unknown value type {type(value).__name__} for option {name}")
     shown = str(value).lower() if isinstance(value, bool) else int(value) if isinstance(value, int) else value
     compiler_logger.debug("poptorch.Options set %s to value %s", name, shown)
 

@@ -210,6 +210,11 @@ class ShardedExecution(PipelinedExecution):
         return {"execution_mode": 1}
 
 
+def is_pipelined(strategy: _IExecutionStrategy) -> bool:
+    """Whether stages work side by side; sharded execution, a kind of pipelined one to PopTorch, takes turns."""
+    return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
+
+
 class _IPhasedExecution(_IExecutionStrategy):
     """What the phased strategies share: phases in order."""
 
