@@ -113,9 +113,10 @@ class PoplarExecutor:
         return module_repr(self._user_model)
 
     def __getattr__(self, attr: str) -> Any:
-        if attr == "_user_model":
+        model = self.__dict__.get("_user_model")
+        if model is None:
             raise AttributeError(attr)  # not constructed yet: there is nothing to look in
-        value = getattr(self._user_model, attr)
+        value = getattr(model, attr)
         is_parameter = isinstance(value, torch.nn.Parameter)
         return GroupableParameter(self.per_replica_params, attr, value) if is_parameter else value
 
@@ -131,7 +132,7 @@ class PoplarExecutor:
         """Load weights into the user's model, and onto the device if it is attached."""
         outcome = self._user_model.load_state_dict(state_dict, strict)
         if self.isAttachedToDevice():
-            logger.debug("load_state_dict: implicit copyWeightsToDevice()")
+            logger.debug("load_state_dict() calls copyWeightsToDevice()")
             self.copyWeightsToDevice()
         return outcome
 
@@ -170,7 +171,9 @@ class PoplarExecutor:
         """Copy the buffers that `Options.updatableNamedBuffers` names to the device."""
         session = self._compiled()
         if "updatableNamedBuffers" not in self._options._Popart.options:
-            raise poptorch_error("No named buffers marked as updatable via updatableNamedBuffers option")
+            raise poptorch_error(
+                "There are no buffers to copy: name them by Options.updatableNamedBuffers()."
+            )
         self._dirty_host_weights = False
         self._fetch_optimizer_state()
         buffers = dict(self._model.named_buffers())
@@ -215,9 +218,7 @@ class PoplarExecutor:
         if not optimizer.host_state_is_dirty:
             logger.debug("Using cached optimiser state dict")
             return
-        state = self._compiled().read_optimizer_state()
-        optimizer.set_state_dict({**state, **torch.optim.Optimizer.state_dict(optimizer)})
-        optimizer.ipu_state_is_dirty = False
+        optimizer.take_from_ipu(self._compiled().read_optimizer_state())
 
     def _write_optimizer_state(self) -> None:
         session, optimizer = self._compiled(), self._optimizer
@@ -234,7 +235,7 @@ class PoplarExecutor:
         """Compile for inputs like these, without running."""
         inputs = self._args_parser(args, kwargs)
         if self.isCompiled():
-            logger.warning("Call to compile() ignored: the executable is already compiled")
+            logger.warning("compile() changes nothing: the model is already compiled; destroy() it before")
             return
         self._compile(inputs)
 
@@ -282,19 +283,17 @@ class PoplarExecutor:
         options = self._options
         if tensor.requires_grad:
             logger.warning(
-                "Input tensor has requires_grad=True set. It will be detached: no gradient goes through inputs."
+                "An input has requires_grad=True; it is detached, as no gradient goes through inputs."
             )
             tensor = tensor.detach()
         groups = options.replication_factor // options.input_group_size
         micro_batches = options.device_iterations * groups * options.Training.gradient_accumulation
         rows = tensor.shape[0] if tensor.dim() else 1
         assert rows % micro_batches == 0, (
-            f"Invalid batch dimension: In the input {tensor.shape}, the batch dimension ({rows}) must be a multiple of "
-            f"Options.deviceIterations({options.device_iterations}) * "
-            f"(Options.replicationFactor({options.replication_factor}) / "
-            f"Options.inputReplicaGrouping.input_group_size({options.input_group_size})) * "
-            f"Options.Training.gradientAccumulation({options.Training.gradient_accumulation}) = {micro_batches} "
-            "because it is divided among them."
+            f"An input of shape {list(tensor.shape)} has {rows} rows, which do not divide among {micro_batches} "
+            f"micro-batches: deviceIterations {options.device_iterations} * replicationFactor "
+            f"{options.replication_factor} / input_group_size {options.input_group_size} * gradientAccumulation "
+            f"{options.Training.gradient_accumulation}"
         )
         return tensor if not tensor.dim() else tensor.narrow(0, 0, rows // micro_batches)
 
@@ -313,7 +312,9 @@ class PoplarExecutor:
         self._session = None
         if self._training:
             if not wrapping.isWrapped(self._user_model):
-                raise poptorch_error("model was never wrapped")
+                raise poptorch_error(
+                    "Something else than destroy() has changed the class of the user's model back."
+                )
             wrapping.unwrap_model(self._user_model)
 
     # -- saving --------------------------------------------------------------------------------
@@ -364,10 +365,10 @@ class PoplarExecutor:
         """Take a device and copy weights and states to it."""
         session = self._compiled()
         assert self._options.connection_type != ConnectionType.Never, (
-            "Trying to attach to an offline device (ConnectionType.Never)"
+            "attachToDevice() needs a device, and ConnectionType.Never has none"
         )
         if session.attached:
-            raise poptorch_error("Device is already attached")
+            raise poptorch_error("attachToDevice(): the model has its device")
         session.attach()
         self._on_attach()
 
@@ -388,12 +389,9 @@ class PoplarExecutor:
         if self._optimizer is not None:
             self._update_optimizer()
         if isinstance(self._optimizer, Optimizer):
-            if self._optimizer.has_state():
-                self._optimizer.ipu_state_is_dirty = True
-                self._write_optimizer_state()
-            else:
-                self._optimizer.host_state_is_dirty = True
-                self._optimizer.ipu_state_is_dirty = False
+            goes_on = self._optimizer.has_state()
+            self._optimizer.ipu_state_is_dirty, self._optimizer.host_state_is_dirty = goes_on, not goes_on
+            self._write_optimizer_state()
         if self._rng_state is not None:
             self._compiled().random_state = self._rng_state
 
@@ -418,8 +416,7 @@ class PoplarExecutor:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         assert self._options.connection_type != ConnectionType.Never, (
-            "Trying to run a model on an offline device (ConnectionType.Never): "
-            "use model.compile(inputs) instead of model(inputs)"
+            "Trying to run a model on an offline device: with ConnectionType.Never it is compiled only, by compile()"
         )
         inputs = self._args_parser(args, kwargs)
         if not self.isCompiled():
@@ -446,7 +443,7 @@ class PoplarExecutor:
         self._user_model.copyWeightsToHostIfNeeded()
         version = self._user_model._host_weights_version
         if self._host_weights_version != version:
-            logger.debug("Implicit copyWeightsToDevice()")
+            logger.debug("copyWeightsToDevice(): a training model has changed the weights")
             self.copyWeightsToDevice()
             self._host_weights_version = version
 
@@ -466,12 +463,15 @@ class PoplarExecutor:
 
     def getTensorNames(self) -> list[str]:
         """Names of the program's tensors, for `Options.anchorTensor`."""
-        assert self._session is not None, "Model must be compiled before calling getTensorNames"
+        assert self._session is not None, "a model has tensor names once it is compiled"
         return self._session.tensor_names()
 
     def getAnchoredTensor(self, short_name: str) -> torch.Tensor:
         """The last value of a tensor anchored by `Options.anchorTensor`."""
-        assert short_name in self._anchor_memory, f"No tensor with name {short_name} found."
+        known = ", ".join(self._anchor_memory) or "none"
+        assert short_name in self._anchor_memory, (
+            f"{short_name} is not anchored and run; of these there are: {known}"
+        )
         return self._anchor_memory[short_name]
 
     def _debugGetPopartIR(self) -> str:
@@ -525,9 +525,7 @@ class PoplarExecutor:
 def _own_options(options: Options | None, training: bool) -> Options:
     """The executor's copy of the user's options, with the output mode decided."""
     if options is not None and not isinstance(options, Options):
-        raise poptorch_error(
-            f"Invalid type: 'options' is of type {type(options)} (Expected poptorch.Options)"
-        )
+        raise poptorch_error(f"options must be a poptorch.Options, not {options!r}")
     if options is not None:
         options._freeze()
     own = options.clone() if options is not None else Options()
@@ -571,9 +569,9 @@ def _refuse_backward(*_: Any, **__: Any) -> None:
     )
 
 
-def _register(hooks: Hooks, hook: Callable[[], None], kind: str) -> RemovableHandle:
+def _register(hooks: Hooks, hook: Callable[[], None]) -> RemovableHandle:
     if not callable(hook):
-        raise RuntimeError(f"{kind}-compile hook must be callable")
+        raise RuntimeError(f"A hook must be callable, not {hook!r}")
     handle = RemovableHandle(hooks)
     hooks[handle.id] = hook
     return handle
@@ -581,9 +579,9 @@ def _register(hooks: Hooks, hook: Callable[[], None], kind: str) -> RemovableHan
 
 def registerPreCompileHook(hook: Callable[[], None]) -> RemovableHandle:
     """Call `hook` before each model is compiled, until the handle is removed."""
-    return _register(PoplarExecutor._precompile_hooks, hook, "Pre")
+    return _register(PoplarExecutor._precompile_hooks, hook)
 
 
 def registerPostCompileHook(hook: Callable[[], None]) -> RemovableHandle:
     """Call `hook` after each model is compiled, until the handle is removed."""
-    return _register(PoplarExecutor._postcompile_hooks, hook, "Post")
+    return _register(PoplarExecutor._postcompile_hooks, hook)

@@ -16,6 +16,9 @@ from ._logging import logger
 
 _ACCUMULATION_TYPES = (torch.float16, torch.float32)
 
+_ON_IPU = ("ipu_state", "ipu_param")
+"""What a state dict has of the IPU's: moments and such, and hyper-parameters."""
+
 
 class VariableAttributes:
     """Which hyper-parameters the host may change after compilation."""
@@ -30,18 +33,17 @@ class VariableAttributes:
 
     def markAsConstant(self, attr: str) -> None:
         """Compile the attribute in."""
-        self._check(attr)
-        self._variable_attributes = [each for each in self._variable_attributes if each != attr]
+        self._mark(attr, is_variable=False)
 
     def markAsVariable(self, attr: str) -> None:
         """Let the host change the attribute."""
-        self._check(attr)
-        self._variable_attributes.append(attr)
+        self._mark(attr, is_variable=True)
 
-    def _check(self, attr: str) -> None:
-        assert attr in self._allowed_attributes, (
-            f"Unknown attribute {attr}, allowed values: {self._allowed_attributes}"
-        )
+    def _mark(self, attr: str, is_variable: bool) -> None:
+        known = self._allowed_attributes
+        assert attr in known, f"{attr} is no attribute of this optimizer, which has {', '.join(known)}"
+        others = [each for each in self._variable_attributes if each != attr]
+        self._variable_attributes = [*others, attr] if is_variable else others
 
 
 class Optimizer:
@@ -61,7 +63,7 @@ class Optimizer:
     """Brings the host's copy up to date; set by the model that uses the optimizer."""
 
     def __init__(self) -> None:
-        self._state_dict: dict[str, Any] = {"ipu_state": None, "ipu_param": None}
+        self._state_dict: dict[str, Any] = dict.fromkeys(_ON_IPU)
         self.ipu_state_is_dirty = False
         """The host's state is newer than the IPU's."""
         self.host_state_is_dirty = False
@@ -83,18 +85,23 @@ class Optimizer:
         return {**self._state_dict, **torch.optim.Optimizer.state_dict(self)}  # type: ignore[arg-type]
 
     def set_state_dict(self, state: dict[str, Any]) -> None:
-        """Replace the host's copy of the state."""
-        if not state:
-            raise RuntimeError("Cannot load optimizer state dictionary because it is empty.")
-        if not ("ipu_state" in state and "ipu_param" in state):
-            raise RuntimeError("Only IPU optimizer states can be loaded onto the IPU.")
+        """Replace the host's copy of the state, for the IPU to take over."""
+        if not state.keys() >= set(_ON_IPU):
+            raise RuntimeError(
+                "Only IPU optimizer states can be loaded onto the IPU. They have "
+                f"{' and '.join(_ON_IPU)}; this one has {', '.join(map(str, state)) or 'nothing'}."
+            )
         self._state_dict = state
-        self.ipu_state_is_dirty = True
-        self.host_state_is_dirty = False
+        self.ipu_state_is_dirty, self.host_state_is_dirty = True, False
+
+    def take_from_ipu(self, state: dict[str, Any]) -> None:
+        """Replace the host's copy of what is on the IPU by what is there now."""
+        self.set_state_dict({**self.get_state_dict(), **state})
+        self.ipu_state_is_dirty = False
 
     def has_state(self) -> bool:
         """Whether the host has a copy of the IPU's state."""
-        return self._state_dict.get("ipu_state") is not None and self._state_dict.get("ipu_param") is not None
+        return all(self._state_dict.get(key) is not None for key in _ON_IPU)
 
     def _set_own(self, arguments: dict[str, Any], **own: Any) -> None:
         """Keep what torch's class does not: `own`, and those of the constructor's arguments that all optimizers have.
@@ -107,7 +114,7 @@ class Optimizer:
             if name.endswith("accum_type"):
                 dtype = torch.float32 if dtype is None else dtype
                 assert dtype in _ACCUMULATION_TYPES, (
-                    f"Accumulation types must be either torch.float32 or torch.float16 ({name} is {dtype})"
+                    f"{name} is {dtype}, and must be torch.float32 or torch.float16"
                 )
                 setattr(self, name, dtype)
         for name, value in own.items():
