@@ -190,9 +190,7 @@ def test_label_smoothing_trains_the_likelihood_alone_unless_it_is_wrapped(
         (lambda x: F.glu(x[:, :3]), "torch.nn.functional.glu"),
         (lambda x: F.gelu(x, approximate="x"), "torch.nn.functional.gelu"),
         (lambda x: x[:, 9], "torch.Tensor.__getitem__"),
-        (lambda x: x.sum("columns"), ""),  # refused before the operator is called
         (lambda x: nn.LSTM(7, 2)(x), ""),  # by Python code of torch
-        (lambda x: x.no_such_method(), ""),
     ],
 )
 def test_an_error_of_torchs_own_stays_as_it_is_and_has_a_note_of_its_place(
@@ -206,6 +204,58 @@ def test_an_error_of_torchs_own_stays_as_it_is_and_has_a_note_of_its_place(
     by = f" by {re.escape(name)}" if name else ""
     assert re.fullmatch(rf"It is raised{by} in module '1' \(.*{HERE}\)\.", error.value.__notes__[0])
     assert "fake_tensor" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: x.softmax(2),
+        lambda x: x.log_softmax(-3),
+        lambda x: x.sort(2)[0],
+        lambda x: x.sort(stable=True, dim=2)[0],
+        lambda x: x.select_scatter(x[0], 2, 0),
+        lambda x: x.slice_scatter(x, 2),
+        lambda x: x.sum().index_select(1, torch.zeros(1, dtype=torch.long, device=x.device)),
+    ],
+)
+def test_a_dimension_that_is_not_there_is_found_before_a_run(wrong: Callable[[Tensor], Any]) -> None:
+    with pytest.raises(IndexError, match="Dimension out of range") as by_torch:
+        wrong(ROWS)
+    model = poptorch.inferenceModel(Calls(wrong), poptorch.Options().showCompilationProgressBar(False))
+    with pytest.raises(IndexError, match=re.escape(str(by_torch.value))):
+        model.compile(ROWS)
+
+
+def test_an_error_of_the_users_own_stays_as_it_is() -> None:
+    """PopTorch's tests (`tensor_ops_test.py`, test_exact_match) compare it with what the model raises on the CPU."""
+
+    def forward(x: Tensor) -> Tensor:
+        raise ValueError("my own")
+
+    with pytest.raises(ValueError, match=r"^my own$") as error:
+        _run(Calls(forward), ROWS)
+    assert not hasattr(error.value, "__notes__")
+
+
+@pytest.mark.parametrize("iterations", [1, 2])
+@pytest.mark.parametrize(
+    ("function", "module"),
+    [
+        (lambda layer, index: layer(index + 1), "1.layers.0 "),  # an index that the table has not
+        (lambda layer, index: F.cross_entropy(layer(index), index), "1 "),  # a label that the scores have not
+    ],
+)
+def test_a_value_that_an_operator_cannot_take_is_an_error_with_its_place(
+    function: Callable[..., Tensor], module: str, iterations: int
+) -> None:
+    options = poptorch.Options().showCompilationProgressBar(False).deviceIterations(iterations)
+    layer, index = nn.Embedding(4, 3), torch.arange(4)
+    with pytest.raises(IndexError) as by_torch:
+        function(layer, index)
+    run = poptorch.inferenceModel(nn.Sequential(nn.Identity(), Calls(function, layer)), options)
+    with pytest.raises(IndexError, match=str(by_torch.value)) as error:
+        run(index)
+    assert re.fullmatch(rf"It is raised by .*: {module}.*{HERE}\.", error.value.__notes__[0])
 
 
 @pytest.mark.parametrize("drop", [torch.dropout, torch.feature_dropout])

@@ -248,6 +248,13 @@ class Squared(nn.Module):
         return poptorch.identity_loss(self.layer(x) ** 2, reduction="mean")
 
 
+def test_a_view_needs_no_strides() -> None:
+    """PopTorch's tensors are contiguous whatever made them (`IpuTensorImpl`), and its `reshapeHandler` takes `view`."""
+    x = torch.randn(2, 3)
+    viewed = poptorch.inferenceModel(lambda x: x.t().view(-1), _options())(x)
+    torch.testing.assert_close(viewed, x.t().reshape(-1))
+
+
 @pytest.mark.parametrize("shape", [60, (3, 4), (2, 3, 2)])
 def test_unravel_index_makes_its_constants_on_the_ipu(shape: int | tuple[int, ...]) -> None:
     index = torch.arange(12).reshape(3, 4)

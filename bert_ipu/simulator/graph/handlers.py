@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._ops import OpOverload
+from torch._prims_common import canonicalize_dim
 from torch.utils._mode_utils import no_dispatch
 
 from bert_ipu.simulator.errors import poptorch_error
@@ -60,6 +61,7 @@ def _copy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any
 
 
 def _reshape(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """Also `view` of any tensor: those of PopTorch have no strides of their own (`Tensor.cpp`)."""
     shape = kwargs.get("size", kwargs.get("shape", args[1] if len(args) > 1 else None))
     with capture.program.fake_mode:
         sizes = list(args[0].fake.reshape(shape).shape)
@@ -140,6 +142,19 @@ def _group_norm(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) 
             bound[name] = transposed(bound[name], 0, size, groups)
     out, *statistics = capture.record(func, tuple(bound.values()), {})
     return transposed(out, 1, groups, size), *statistics
+
+
+_UNCHECKED_DIMS = (
+    *(aten._softmax.default, aten._log_softmax.default, aten.index_select.default),
+    *(aten.sort.default, aten.sort.stable, aten.select_scatter.default, aten.slice_scatter.default),
+)
+
+
+def _along_dim(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
+    """What says the shapes of these operators' results does not look whether the operand has the dimension."""
+    tensor, dim = args[0], _bind(func, args, kwargs).get("dim", -1)
+    canonicalize_dim(tensor.dim(), dim)  # Raises IndexError, as torch does when they are computed.
+    return capture.record(func, args, kwargs)
 
 
 _CONVOLUTIONS = (
@@ -226,6 +241,7 @@ HANDLERS: dict[OpOverload, Handler] = {
     **dict.fromkeys(_RESHAPED_IN_PLACE, _reshape_in_place),
     aten.slice.Tensor: _slice,
     aten.as_strided.default: _as_strided,
+    **dict.fromkeys(_UNCHECKED_DIMS, _along_dim),
     aten.dropout.default: _dropout,
     aten.native_group_norm.default: _group_norm,
     **dict.fromkeys(_CONVOLUTIONS, _convolution),

@@ -51,13 +51,13 @@ def locate(modules: Mapping[int, str]) -> Origin:
 
 
 def note_origin(error: Exception, modules: Mapping[int, str]) -> None:
-    """Add to an error that leaves the forward where it comes from, unless it says so: torch's messages name no module.
+    """Add to an error that leaves the forward where it comes from: torch's own messages name no module.
 
-    It is a note beside the message, since programs (PopTorch's tests among them) compare that with torch's own.
+    A note, and none on errors that the user's own code raises: programs compare messages (PopTorch's tests do).
     """
     calls = list(traceback.walk_tb(error.__traceback__))[::-1]
     origin = _origin(calls, modules)
-    if origin.source is None or origin.source in str(error):
+    if not is_foreign(calls[0][0].f_code) or origin.source is None or origin.source in str(error):
         return
     functions = (frame.f_locals["func"] for frame, _ in calls if frame.f_code.co_name == "__torch_function__")
     name = torch.overrides.resolve_name(next(functions, None))  # type: ignore[no-untyped-call]

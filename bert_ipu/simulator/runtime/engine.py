@@ -18,6 +18,7 @@ from bert_ipu.simulator.graph.ir import Program, Role, is_outer
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.allocator import keep_freed_memory
 from bert_ipu.simulator.runtime.device import device_code, open_device
+from bert_ipu.simulator.runtime.instructions import place_of
 from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, lower_micro_batch
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.numerics import choose_numerics
@@ -173,8 +174,14 @@ class Executable:
         with device_code(self.device):
             feeds = self._feeds(inputs)
             collectors = self._collectors()
-            for iterations in self.plan.passes(self.settings):
-                self._iterate(iterations, feeds, collectors)
+            try:
+                for iterations in self.plan.passes(self.settings):
+                    self._iterate(iterations, feeds, collectors)
+            except Exception as error:
+                place = place_of(error)
+                if place and place not in str(error):
+                    error.add_note(f"It is raised by an operator of the forward: {place}.")
+                raise
             return [collector.result() for collector in collectors]
 
     def _feeds(self, inputs: Sequence[Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ than the arithmetic.
 from __future__ import annotations
 
 import keyword
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,13 +118,15 @@ def generate(
     `values` is a sequence in the order of `parameters`.  A value is dropped right after its last use, so that
     the allocator can give its memory to the next one.
     """
-    bound: dict[str, Any] = {}
+    places: dict[int, str] = {}
+    bound: dict[str, Any] = {_PLACES: places}
     lines = [f"def {title}(run, values):"]
     last = _last_uses(instructions, results)
     if parameters:
         lines.append(f"    {', '.join(p.text for p in parameters)}, = values")
     for position, instruction in enumerate(instructions):
         lines.append(f"    {_assignment(instruction)}{_call(instruction, bound)}")
+        places[len(lines)] = instruction.label
         dead = [name.text for name in last.get(position, ())]
         if dead:
             lines.append(f"    {' = '.join(dead)} = None")
@@ -131,6 +134,17 @@ def generate(
     source = "\n".join(lines)
     exec(compile(source, f"<{title}>", "exec"), bound)
     return bound[title], source
+
+
+def place_of(error: Exception) -> str:
+    """The label of the instruction that raised an error; empty where none did, or it has none."""
+    calls = list(traceback.walk_tb(error.__traceback__))[::-1]
+    labels = (frame.f_globals.get(_PLACES, {}).get(line, "") for frame, line in calls)
+    return next(filter(None, labels), "")
+
+
+_PLACES = "__places__"
+"""What generated functions call their table of labels, by line."""
 
 
 def _last_uses(instructions: Sequence[Instruction], results: Sequence[Name]) -> dict[int, list[Name]]:

@@ -94,7 +94,7 @@ class Emitter:
         value: Any = node.meta["val"]
         if node.target is aten.cross_entropy_loss.default and _is_row_loss(node):
             loss, saved = self.code.emit_tuple(
-                2, losses.cross_entropy_rows, *args[:2], self.kernels, _ignored(node)
+                2, losses.cross_entropy_rows, *args[:2], self.kernels, _ignored(node), label=_label(node)
             )
             self.saved[args[0], args[1]] = saved
             return self.settle(node, loss, value, 0)
