@@ -17,7 +17,7 @@ from bert_ipu.simulator.graph.ir import Reduction
 from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
 from bert_ipu.simulator.graph.request import CompileRequest
 from bert_ipu.simulator.params import SimulatorParams
-from bert_ipu.simulator.runtime import batching
+from bert_ipu.simulator.runtime import chunking
 from bert_ipu.simulator.runtime.engine import Executable
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
@@ -156,7 +156,7 @@ def test_running_means(chunk: int, replicas: int) -> None:
         reduction=Reduction(COUNT, replicas, running=True),
     )  # fmt: skip
     program = compile_program(request)
-    each = batching.peak_bytes(program, Numerics("ipu", torch.float32))
+    each = chunking.peak_bytes(program, Numerics("ipu", torch.float32))
     settings = ExecutionSettings(gradient_accumulation=COUNT, replication_factor=replicas)
     executable = Executable(program, settings, SimulatorParams(chunk_bytes=chunk * each))
     assert executable.plan.chunk == chunk

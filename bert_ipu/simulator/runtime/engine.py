@@ -17,9 +17,10 @@ from bert_ipu.simulator.errors import Error
 from bert_ipu.simulator.graph.ir import Program, Role, is_outer
 from bert_ipu.simulator.params import SimulatorParams
 from bert_ipu.simulator.runtime.allocator import keep_freed_memory
+from bert_ipu.simulator.runtime.contexts import crossing_nodes
 from bert_ipu.simulator.runtime.device import device_code, open_device
 from bert_ipu.simulator.runtime.instructions import place_of
-from bert_ipu.simulator.runtime.micro import MicroBatch, crossing_nodes, lower_micro_batch
+from bert_ipu.simulator.runtime.micro import MicroBatch, lower_micro_batch
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 from bert_ipu.simulator.runtime.numerics import choose_numerics
 from bert_ipu.simulator.runtime.outputs import Collector, make_collector

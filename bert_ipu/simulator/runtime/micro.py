@@ -7,7 +7,7 @@ body(run, (*variables, *invariants, *inputs)) -> (*outputs, *crossing)        on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,39 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from bert_ipu.simulator.graph.ir import Program, is_outer, mutated
+from bert_ipu.simulator.runtime.contexts import normal_nodes, variable_nodes, written_variables
 from bert_ipu.simulator.runtime.fusion import fuse
 from bert_ipu.simulator.runtime.instructions import Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.lowering import Emitter, resolve
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
-
-
-def normal_nodes(program: Program) -> list[fx.Node]:
-    return [node for node in program.operators() if not is_outer(node)]
-
-
-def outer_nodes(program: Program) -> list[fx.Node]:
-    return [node for node in program.operators() if is_outer(node)]
-
-
-def crossing_nodes(program: Program) -> list[fx.Node]:
-    """What the update reads of a micro-batch's values, in graph order."""
-    return [
-        node
-        for node in normal_nodes(program)
-        if not mutated(node) and any(is_outer(user) for user in node.users)
-    ]
-
-
-def written_variables(program: Program, nodes: Sequence[fx.Node]) -> set[str]:
-    """Names of the variables that the nodes overwrite."""
-    names = set()
-    for node in nodes:
-        for position in mutated(node):
-            variable = program.variable_of(node.args[position])  # type: ignore[arg-type]
-            assert variable is not None, f"{node} writes to no variable"
-            names.add(variable.name)
-    return names
 
 
 @dataclass
@@ -60,9 +33,39 @@ class MicroBatch:
     source: str
 
 
-def variable_nodes(program: Program) -> dict[str, fx.Node]:
-    """Placeholders by the variable they stand for."""
-    return {node.meta["variable"]: node for node in program.placeholders() if "variable" in node.meta}
+class Lowering(Protocol):
+    """How the nodes of micro-batches become instructions: one at a time, or many at once by `batching.Batcher`."""
+
+    def enter(self, node: fx.Node, name: Name) -> Any:
+        """What stands for a placeholder, whose value has this name."""
+
+    def lower(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        """What stands for a node's value, or a tuple of them; `env` has what stands for its operands."""
+
+    def stacked(self, value: Any) -> Name:
+        """The name of the values of all micro-batches, as the run returns them."""
+
+    def summed(self, value: Any) -> Name:
+        """The name of their sum."""
+
+
+@dataclass
+class _OneAtATime:
+    """Lowers one micro-batch: a name stands for a value."""
+
+    emitter: Emitter
+
+    def enter(self, node: fx.Node, name: Name) -> Name:
+        return name
+
+    def lower(self, node: fx.Node, env: dict[fx.Node, Any]) -> Any:
+        return self.emitter.operator(node, *resolve(node, env))
+
+    def stacked(self, value: Any) -> Name:
+        return value  # type: ignore[no-any-return]
+
+    def summed(self, value: Any) -> Name:
+        return value  # type: ignore[no-any-return]
 
 
 def lower_micro_batch(
@@ -71,7 +74,7 @@ def lower_micro_batch(
     device: torch.device,
     kernels: Kernels | None,
     crossing: list[fx.Node],
-    batcher: Callable[[Emitter], Batcher] | None = None,
+    batcher: Callable[[Emitter], Lowering] | None = None,
     merge: bool = True,
 ) -> MicroBatch:
     """Compile the program's normal context for one micro-batch at a time, or for a chunk with a batcher.
@@ -81,6 +84,7 @@ def lower_micro_batch(
     """
     code = Code("micro")
     emitter = Emitter(code, numerics, device, kernels, numerics.activation)
+    lowering = _OneAtATime(emitter) if batcher is None else batcher(emitter)
     nodes = normal_nodes(program)
     written = written_variables(program, nodes)
     variables = {name: Name(f"v{index}") for index, name in enumerate(variable_nodes(program))}
@@ -89,46 +93,20 @@ def lower_micro_batch(
     for node in program.placeholders():
         if "variable" in node.meta:
             name = variables[node.meta["variable"]]
-            env[node] = name if node.meta["variable"] in written else carried(emitter, node, name)
+            name = name if node.meta["variable"] in written else carried(emitter, node, name)
         else:
-            env[node] = inputs[node.meta["input"]]
-    outputs = [node for node in program.results() if not is_outer(node)]
-    lower = _lower_each if batcher is None else batcher(emitter).lower_all
-    results = lower(emitter, program, nodes, env, outputs, crossing)
-    if merge and kernels is not None:
-        results = fuse(code, results, kernels)
-    return split(code, variables, inputs, results, written)
-
-
-class Batcher(Protocol):
-    """What lowers nodes for several micro-batches at once: `batching.Batcher`."""
-
-    def lower_all(
-        self,
-        emitter: Emitter,
-        program: Program,
-        nodes: list[fx.Node],
-        env: dict[fx.Node, Any],
-        outputs: list[fx.Node],
-        crossing: list[fx.Node],
-    ) -> list[Name]:
-        """Lower the nodes; the names of outputs, stacked, and of crossing values, summed."""
-
-
-def _lower_each(
-    emitter: Emitter,
-    program: Program,
-    nodes: list[fx.Node],
-    env: dict[fx.Node, Any],
-    outputs: list[fx.Node],
-    crossing: list[fx.Node],
-) -> list[Name]:
+            name = inputs[node.meta["input"]]
+        env[node] = lowering.enter(node, name)
     for node in nodes:
         if mutated(node) and node in crossing:
             env[node] = env[node.args[1]]  # type: ignore[index]
         else:
-            env[node] = emitter.operator(node, *resolve(node, env))
-    return [env[node] for node in outputs + crossing]
+            env[node] = lowering.lower(node, env)
+    results = [lowering.stacked(env[node]) for node in program.results() if not is_outer(node)]
+    results += [lowering.summed(env[node]) for node in crossing]
+    if merge and kernels is not None:
+        results = fuse(code, results, kernels)
+    return split(code, variables, inputs, results, written)
 
 
 def carried(emitter: Emitter, node: fx.Node, stored: Name) -> Name:

@@ -11,16 +11,11 @@ from torch import fx
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program, is_outer
 from bert_ipu.simulator.params import SimulatorParams
-from bert_ipu.simulator.runtime import batching
+from bert_ipu.simulator.runtime import chunking
 from bert_ipu.simulator.runtime.batching import Batcher
 from bert_ipu.simulator.runtime.batching_rules import RULES, SUM_RULES
+from bert_ipu.simulator.runtime.contexts import crossing_nodes, normal_nodes, outer_nodes, written_variables
 from bert_ipu.simulator.runtime.lowering import Emitter
-from bert_ipu.simulator.runtime.micro import (
-    crossing_nodes,
-    normal_nodes,
-    outer_nodes,
-    written_variables,
-)
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.replication import Replication
 from bert_ipu.simulator.runtime.settings import ExecutionSettings
@@ -101,7 +96,7 @@ class Plan:
         """What lowers nodes for a chunk; None where micro-batches run one at a time."""
         if self.chunk == 1:
             return None
-        analysis = batching.analyse(program, replication, numerics)
+        analysis = chunking.analyse(program, replication, numerics)
         return lambda emitter: Batcher(emitter, self.chunk, analysis, RULES, SUM_RULES)
 
 
@@ -119,9 +114,9 @@ def make_plan(
     pool = settings.gradient_accumulation
     pool *= settings.replication_factor if over_replicas else 1
     pool *= settings.device_iterations if frozen else 1
-    reason = batching.why_not(program, replication, numerics)
+    reason = chunking.why_not(program, replication, numerics)
     if not params.batch_micro_batches or pool == 1 or reason is not None:
         logger.debug("micro-batches run one at a time: %s", reason or "there is one, or batching is off")
         return Plan(1, over_replicas, False)
-    chunk = batching.chunk_size(pool, batching.peak_bytes(program, numerics), params.chunk_bytes)
+    chunk = chunking.chunk_size(pool, chunking.peak_bytes(program, numerics), params.chunk_bytes)
     return Plan(chunk, over_replicas, frozen, whole=chunk == pool and over_replicas and not frozen)

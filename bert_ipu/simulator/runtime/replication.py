@@ -9,7 +9,7 @@ from torch import fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program, ReplicaGroups, Role, Variable, is_outer, mutated
-from bert_ipu.simulator.runtime.micro import (
+from bert_ipu.simulator.runtime.contexts import (
     crossing_nodes,
     normal_nodes,
     outer_nodes,

@@ -15,10 +15,10 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Program, is_outer, mutated
+from bert_ipu.simulator.runtime.contexts import outer_nodes, variable_nodes
 from bert_ipu.simulator.runtime.fused_adam import AdamChain, adam_kernel, find_chains
 from bert_ipu.simulator.runtime.instructions import RUN, Code, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.lowering import Emitter, resolve
-from bert_ipu.simulator.runtime.micro import outer_nodes, variable_nodes
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.replication import Replication
