@@ -20,8 +20,9 @@ from bert_ipu.simulator.graph.ir import mutated
 from bert_ipu.simulator.runtime import optimizer_ops
 from bert_ipu.simulator.runtime.chunking import Analysis, is_running_mean
 from bert_ipu.simulator.runtime.instructions import RUN, Name
-from bert_ipu.simulator.runtime.lowering import DRAWS, Emitter, resolve
+from bert_ipu.simulator.runtime.lowering import Emitter, resolve
 from bert_ipu.simulator.runtime.operators import is_drawing, operator_name
+from bert_ipu.simulator.runtime.selection import DRAWS
 
 
 class Layout(enum.Enum):

@@ -1,6 +1,7 @@
-"""From an operator of the graph to instructions on carriers: dtypes, rounding, random draws, subgraphs.
+"""From an operator of the graph to instructions on carriers: dtypes, rounding, subgraphs.
 
-One micro-batch at a time; `batching.py` adds the leading dimension on top, `update.py` the replicas.
+One micro-batch at a time; `batching.py` adds the leading dimension on top, `update.py` the replicas.  Which function
+computes an operator is chosen in `selection.py`.
 """
 
 from __future__ import annotations
@@ -15,30 +16,15 @@ from torch import Tensor, fx
 
 from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
-from bert_ipu.simulator.runtime import (
-    depth_division,
-    exceptions,
-    half_convolutions,
-    half_partials,
-    losses,
-    operators,
-    optimizer_ops,
-    products,
-)
-from bert_ipu.simulator.runtime.custom import CUSTOM, custom_op_function
-from bert_ipu.simulator.runtime.half_partials import HalfPartials
-from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
+from bert_ipu.simulator.runtime import exceptions, losses, operators
+from bert_ipu.simulator.runtime.custom import CUSTOM
+from bert_ipu.simulator.runtime.instructions import Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
-from bert_ipu.simulator.runtime.normalisation import FUSED, STATISTICS, in_one_dtype
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.rounding import round_half, round_half_stochastic
-from bert_ipu.simulator.runtime.settings import Products
+from bert_ipu.simulator.runtime.selection import DRAWS, all_half, select, select_matmul
 
 aten = torch.ops.aten
-
-_PRODUCTS = operators.names("linear matmul mm bmm")
-
-DRAWS = Name(f"{RUN.text}.draws")
 
 Result = Union[Name, tuple[Name, ...]]
 
@@ -69,7 +55,7 @@ class Emitter:
         fused = self._loss(node, args)
         if fused is not None:
             return fused
-        function, args = self._function(node, [self.constant(value) for value in args])
+        function, args = select(self, node, [self.constant(value) for value in args])
         kwargs = {key: self.constant(value) for key, value in kwargs.items()}
         if self.device.type != "cpu" and (_makes_from_nothing(node) or _runs_on_host(node)):
             kwargs["device"] = self.device
@@ -108,61 +94,10 @@ class Emitter:
             return self.code.emit(losses.argmax_rows, args[0], self.kernels)
         return None
 
-    def _function(self, node: fx.Node, args: list[Any]) -> tuple[Callable[..., Any], list[Any]]:
-        """The function that computes a node, and its arguments where they change."""
-        target = node.target
-        name = operators.operator_name(target)
-        if target in operators.DRAWING_OVERLOADS or name in operators.DRAWING:
-            drawing = operators.DRAWING_OVERLOADS.get(target) or operators.DRAWING[name]
-            return drawing, [DRAWS, node.meta.get("random", 0), *args]
-        if target is ops.for_loop:
-            return _loop(self.subroutine(args[0])), [RUN, *args[1:]]
-        if target is ops.cond:
-            return _branch(self.subroutine(args[1]), self.subroutine(args[2])), [RUN, args[0], *args[3:]]
-        if target in CUSTOM:
-            function = custom_op_function(node)
-            return function, [DRAWS, *args] if hasattr(function, "takes_draws") else args
-        if target is ops.sgd0_var_update and self.kernels is not None:
-            return optimizer_ops.sgd0_var_update_by_kernel, [*args, self.kernels]
-        if name in half_partials.MATMULS and self.sums_in_half(node, "matmul"):
-            return half_partials.MATMULS[name], [*self._half_partials(node), _tiles_of_depth(node), *args]
-        if name in half_convolutions.CONVOLUTIONS and self.sums_in_half(node, "convolution"):
-            return half_convolutions.CONVOLUTIONS[name], [*self._half_partials(node), *args]
-        if name in _PRODUCTS and self.multiplies_halves(node):
-            given = [*args, None] if name == "linear" and len(args) == 2 else args
-            return (products.linear if name == "linear" else products.matmul), [*given, self.kernels]
-        normalises = target in STATISTICS and self.numerics.half == torch.bfloat16
-        if normalises and (target not in FUSED or _mixes_dtypes(node)):
-            return in_one_dtype(operators.implementation(target), STATISTICS[target]), args
-        for position in operators.LONG_ARGUMENTS.get(name, ()):
-            if position < len(args) and args[position] is not None:
-                args[position] = self.code.emit(operators.as_long, args[position])
-        return operators.implementation(target), args
-
-    def multiplies_halves(self, node: fx.Node) -> bool:
-        """Whether a product may be taken of operands rounded to fp16."""
-        return self.numerics.half_products and self.kernels is not None and _all_half(node)
-
-    def sums_in_half(self, node: fx.Node, products: Products) -> bool:
-        """Whether the partial sums of a product are rounded to fp16."""
-        default = torch.float16 if products in self.numerics.half_partials else torch.float32
-        asked = node.meta.get("partials", default) == torch.float16
-        return self.numerics.rounds and asked and _all_half(node)
-
-    def _half_partials(self, node: fx.Node) -> tuple[HalfPartials, Name | None]:
-        """How a node's partial sums are rounded, and what they draw for it."""
-        number = node.meta.get("number", 0) + half_partials.NUMBER
-        partials = HalfPartials(self.kernels, number, self.numerics.overflow)
-        return partials, DRAWS if self.numerics.stochastic else None
-
     def matmul(self, node: fx.Node, left: Name, right: Name) -> Name:
         """Emit a product of matrices, or of batches of them."""
-        if self.sums_in_half(node, "matmul"):
-            given = (*self._half_partials(node), _tiles_of_depth(node), left, right)
-            return self.code.emit(half_partials.matmul, *given, label=_label(node))
-        if self.multiplies_halves(node):
-            return self.code.emit(products.matmul, left, right, self.kernels, label=_label(node))
-        return self.code.emit(torch.matmul, left, right, label=_label(node))
+        function, args = select_matmul(self, node, [left, right])
+        return self.code.emit(function, *args, label=_label(node))
 
     def constant(self, value: Any) -> Any:
         """A constant argument as the carriers have it: dtypes and devices replaced, also inside lists."""
@@ -184,7 +119,7 @@ class Emitter:
             return self.code.emit(Tensor.to, name, torch.int32) if widened else name
         if value.dtype != torch.float16:
             return name
-        if self.carrier(torch.float16) == torch.bfloat16 and not _all_half(node):
+        if self.carrier(torch.float16) == torch.bfloat16 and not all_half(node):
             return self.code.emit(Tensor.to, name, torch.bfloat16)
         if not self.numerics.rounds or plain_name in operators.EXACT:
             return name
@@ -250,50 +185,12 @@ def _resolve(value: Any, env: dict[fx.Node, Any]) -> Any:
     return value
 
 
-def _loop(body: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    def run_loop(run: Any, count: int, *inputs: Tensor, carried: int) -> tuple[Any, ...]:
-        values = inputs
-        for _ in range(count):
-            values = (*body(run, *values)[:carried], *values[carried:])
-        return values[:carried]
-
-    return run_loop
-
-
-def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    def run_branch(run: Any, predicate: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
-        return tuple((then if bool(predicate) else other)(run, *inputs))
-
-    return run_branch
-
-
-def _mixes_dtypes(node: fx.Node) -> bool:
-    """Whether an operator reads floating-point tensors of several dtypes."""
-    values = [read.meta["val"] for read in node.all_input_nodes]
-    return len({v.dtype for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point}) > 1
-
-
 def is_rounded(node: fx.Node) -> bool:
     """Whether an operator has results that numerics "ipu" round to fp16."""
     value = node.meta["val"]
     leaves = value if isinstance(value, (tuple, list)) else (value,)
     halves = any(isinstance(leaf, Tensor) and leaf.dtype == torch.float16 for leaf in leaves)
     return halves and operators.operator_name(node.target) not in operators.EXACT
-
-
-def _all_half(node: fx.Node) -> bool:
-    """Whether an operator reads fp16 tensors and no wider ones, so that its result is as narrow."""
-    values = [read.meta["val"] for read in node.all_input_nodes]
-    floats = [v for v in values if isinstance(v, Tensor) and v.dtype.is_floating_point and v.dim() > 0]
-    return bool(floats) and all(v.dtype == torch.float16 for v in floats)
-
-
-def _tiles_of_depth(node: fx.Node) -> int:
-    """Over how many tiles the device would divide the reduced dimension of a product of matrices."""
-    first = 1 if operators.operator_name(node.target) in half_partials.ADDED else 0
-    left, right = (read.meta["val"] for read in node.args[first : first + 2])  # type: ignore[union-attr]
-    right = right.t() if node.target is aten.linear.default else right
-    return depth_division.tiles_for(left.shape, right.shape)
 
 
 def _is_row_loss(node: fx.Node) -> bool:
