@@ -19,16 +19,16 @@ from bert_ipu.simulator.poptorch import options as options_module
 
 def test_a_wrong_type_is_refused_and_the_value_stays() -> None:
     options = poptorch.Options()
-    with pytest.raises(AssertionError, match=r"Unexpected type .*float.* for option device_iterations"):
+    with pytest.raises(AssertionError, match=r"Option device_iterations is 2.5, and must be of type int"):
         options.deviceIterations(2.5)  # type: ignore[arg-type]
     assert options.device_iterations == 1
 
 
 def test_an_unknown_option_is_refused() -> None:
     options = poptorch.Options()
-    with pytest.raises(AssertionError, match="Invalid option devce_iterations"):
+    with pytest.raises(AssertionError, match="There is no option devce_iterations"):
         options.set(devce_iterations=2)
-    with pytest.raises(AttributeError, match="Invalid attribute nothing"):
+    with pytest.raises(AttributeError, match="Options has no option nothing"):
         _ = options.nothing
 
 
@@ -111,20 +111,20 @@ def test_the_options_that_are_set_are_logged(
 
 def test_input_groups_must_divide_the_replicas() -> None:
     options = poptorch.Options().replicationFactor(4)
-    with pytest.raises(ValueError, match="must be a factor of replication_factor"):
+    with pytest.raises(ValueError, match="does not divide replicationFactor 4"):
         options.inputReplicaGrouping(3, poptorch.CommGroupType.Consecutive)
     options.inputReplicaGrouping(2, poptorch.CommGroupType.Orthogonal)
     assert options.input_group_size == 2
 
 
 def test_a_block_belongs_to_one_stage_only() -> None:
-    with pytest.raises(AssertionError, match="B1 associated with more than one stage"):
+    with pytest.raises(AssertionError, match="Block B1 is listed in two stages"):
         poptorch.PipelinedExecution("B1", poptorch.Stage("B2", "B1"))
     strategy = poptorch.ParallelPhasedExecution(
         poptorch.Phase(poptorch.Stage("A").ipu(0), poptorch.Stage("B").ipu(1))
     )
     assert strategy.stage("B")._ipu == 1
-    with pytest.raises(AssertionError, match="Unknown block C"):
+    with pytest.raises(AssertionError, match="Block C is not listed"):
         strategy.stage("C")
 
 

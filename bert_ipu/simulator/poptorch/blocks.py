@@ -16,14 +16,14 @@ from . import recording, strategies
 def _begin(user_id: str | None, ipu_id: int | None) -> None:
     if ipu_id is not None and not isinstance(ipu_id, int):
         raise TypeError(f"A block's ipu_id must be an int, not {ipu_id!r}.")
-    if strategies.current_stages is not None:
-        strategies.current_stages.beginStage(user_id, ipu_id)
+    if strategies.current_placer is not None:
+        strategies.current_placer.begin(user_id, ipu_id)
 
 
 def _begin_again(user_id: str | None, ipu_id: int | None) -> str | None:
     """Begin a block that has its place in a model; the id to begin it by the next time, a number if it had none."""
-    if user_id is None and strategies.current_stages is not None:
-        user_id = strategies.current_stages.nextAutoId()
+    if user_id is None and strategies.current_placer is not None:
+        user_id = strategies.current_placer.next_name()
     _begin(user_id, ipu_id)
     return user_id
 
@@ -40,8 +40,8 @@ class Block(torch.nn.Module):
     @staticmethod
     def useAutoId() -> None:
         """Number unnamed blocks from 0; call it at the start of the forward."""
-        if strategies.current_stages is not None:
-            strategies.current_stages.resetAutoId()
+        if strategies.current_placer is not None:
+            strategies.current_placer.restart_names()
 
     @staticmethod
     def start(user_id: str | None = None, ipu_id: int | None = None) -> None:

@@ -95,7 +95,9 @@ def for_loop(count: int, body: Callable[..., Any], inputs: list[Tensor]) -> list
     if not isinstance(count, int):
         raise ValueError(f"poptorch.for_loop: count must be an int, not {count!r}.")
     if not isinstance(inputs, list):
-        raise ValueError(f"poptorch.for_loop: inputs must be a list, not {type(inputs)}. (Object is not list)")
+        raise ValueError(
+            f"poptorch.for_loop: inputs must be a list, not {type(inputs)}. (Object is not list)"
+        )
     for index, each in enumerate(inputs):
         if not isinstance(each, Tensor):
             raise ValueError(
@@ -198,7 +200,9 @@ def recomputationCheckpoint(*tensors: Any) -> Any:
     group = tensors[0] if len(tensors) == 1 and isinstance(tensors[0], (tuple, list)) else tensors
     for each in group:
         if not isinstance(each, Tensor):
-            raise ValueError(f"poptorch.recomputationCheckpoint takes tensors, or a list of them, not {each!r}.")
+            raise ValueError(
+                f"poptorch.recomputationCheckpoint takes tensors, or a list of them, not {each!r}."
+            )
     kept = type(group)(mark(nop(tensor), "recompute_checkpoint", True) for tensor in group)
     return kept[0] if group is tensors and len(kept) == 1 else kept
 
@@ -246,7 +250,10 @@ def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> 
 def _set_overlap(tensors: Any, mode: OverlapMode, direction: str) -> Any:
     if not is_recording():
         return tensors
-    marked = (mark(emit(ipu.nop, each), f"overlap_{direction}", mode.value) for each in flattenTensorStructure(tensors))
+    marked = (
+        mark(emit(ipu.nop, each), f"overlap_{direction}", mode.value)
+        for each in flattenTensorStructure(tensors)
+    )
     return reconstructTensorStructure(tensors, marked)
 
 
@@ -345,7 +352,9 @@ def fps(src: Tensor, ptr: list[int], ratio: float = 0.5, random_start: bool = Fa
     _check("fps", float, ratio=ratio)
     _check("fps", bool, random_start=random_start)
     if len(ptr) < 2:
-        raise poptorch_error(f"poptorch.fps: ptr is {ptr}: give the first row of each sample, and the number of rows.")
+        raise poptorch_error(
+            f"poptorch.fps: ptr is {ptr}: give the first row of each sample, and the number of rows."
+        )
     raise SimulatorUnsupported("poptorch.fps", "operators of graph networks are not simulated.")
 
 
@@ -356,7 +365,9 @@ def nearest(
     _check("nearest", Tensor, x=x, y=y)
     for batch in (batch_x, batch_y):
         if not isinstance(batch, (list, Tensor, type(None))):
-            raise poptorch_error(f"poptorch.nearest: a batch must be a list or a tensor of rows, not {batch!r}.")
+            raise poptorch_error(
+                f"poptorch.nearest: a batch must be a list or a tensor of rows, not {batch!r}."
+            )
     distance = torch.cdist(x, y)
     batches = [
         torch.as_tensor([] if batch is None else batch, device=distance.device)

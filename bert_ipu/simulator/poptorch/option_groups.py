@@ -10,7 +10,7 @@ import torch
 
 from . import enums
 from ._logging import logger
-from .options_dict import FROZEN, OptionsDict
+from .options_dict import FROZEN, OptionsDict, require
 
 
 class _JitOptions(OptionsDict):
@@ -22,7 +22,7 @@ class _JitOptions(OptionsDict):
             "[Deprecated] options.Jit.traceModel() has no effect: models are always captured by dispatch"
         )
         if trace_model:
-            raise ValueError("options.Jit.traceModel(True) is no longer supported")
+            raise ValueError("options.Jit.traceModel takes False only: PopTorch has no tracer any more")
         return self
 
 
@@ -43,7 +43,7 @@ class _PrecisionOptions(OptionsDict):
     def runningStatisticsAlwaysFloat(self, value: bool) -> _PrecisionOptions:
         """Deprecated: running statistics keep the model's type."""
         if not isinstance(value, bool):
-            raise ValueError("runningStatisticsAlwaysFloat needs to be set to a bool")
+            raise ValueError(f"runningStatisticsAlwaysFloat takes a bool, not {value!r}")
         logger.warning(
             "[Deprecated] options.Precision.runningStatisticsAlwaysFloat() has no effect: it is always False"
         )
@@ -51,7 +51,7 @@ class _PrecisionOptions(OptionsDict):
 
     def enableFloatingPointExceptions(self, enabled: bool) -> _PrecisionOptions:
         """Stop with an error at a division by zero, an overflow or an invalid operation."""
-        assert isinstance(enabled, bool), "enableFloatingPointExceptions needs to be set to a bool"
+        require(enabled, bool)
         self._popart_options.set("enableFloatingPointChecks", enabled)
         return self
 
@@ -64,9 +64,7 @@ class _PrecisionOptions(OptionsDict):
         """The type of partial sums in matrix multiplications and convolutions: torch.float or torch.half."""
         names = {torch.float32: "float", torch.float16: "half"}
         if dtype not in names:
-            raise ValueError(
-                f"parameter to setPartialsType should be either torch.float or torch.half, not {dtype}"
-            )
+            raise ValueError(f"setPartialsType takes torch.float or torch.half, not {dtype}")
         self._popart_options.set("partialsTypeMatMuls", names[dtype])
         self._popart_options.set("convolutionOptions", {"partialsType": names[dtype]})
         return self
@@ -92,12 +90,10 @@ class _TrainingOptions(OptionsDict):
         self, reduction_type: enums.ReductionType
     ) -> _TrainingOptions:
         """How gradients combine over micro-batches and replicas: Mean or Sum."""
-        if reduction_type not in (enums.ReductionType.Mean, enums.ReductionType.Sum) or not isinstance(
-            reduction_type, enums.ReductionType
-        ):
+        kinds = enums.ReductionType
+        if not isinstance(reduction_type, kinds) or reduction_type not in (kinds.Mean, kinds.Sum):
             raise ValueError(
-                "accumulationAndReplicationReductionType must be set to poptorch.ReductionType.Mean "
-                f"or poptorch.ReductionType.Sum, not {reduction_type!r}"
+                f"Gradients combine by ReductionType.Mean or ReductionType.Sum, not by {reduction_type!r}"
             )
         self.set(accumulation_and_replication_reduction_type=reduction_type)
         return self
@@ -125,9 +121,10 @@ class _PopartOptions:
 
     def __init__(self) -> None:
         self._is_frozen = False
-        self.options: dict[str, Any] = {}
-        self.set("instrumentWithHardwareCycleCounter", False)
-        self.set("rearrangeAnchorsOnHost", False)
+        self.options: dict[str, Any] = {
+            "instrumentWithHardwareCycleCounter": False,
+            "rearrangeAnchorsOnHost": False,
+        }
 
     def __deepcopy__(self, memory: dict[int, Any]) -> _PopartOptions:
         copied = _PopartOptions()
@@ -152,10 +149,9 @@ class _PopartOptions:
 
     def setPatterns(self, patterns: dict[str, bool], level: int = 2) -> _PopartOptions:
         """Switch PopART's patterns on or off, starting from a level (0 none, 1 minimal, 2 default, 3 all)."""
-        assert isinstance(level, int)
-        assert isinstance(patterns, dict)
-        self.set("patterns_level", level)
-        return self.set("patterns", patterns)
+        require(level, int)
+        require(patterns, dict)
+        return self.set("patterns_level", level).set("patterns", patterns)
 
     def __repr__(self) -> str:
         return (
@@ -182,8 +178,7 @@ class _DistributedOptions(OptionsDict):
 
     def configureProcessId(self, process_id: int, num_processes: int) -> _DistributedOptions:
         """This process is number `process_id` of `num_processes`."""
-        self.set(distributed_process_id=process_id)
-        self.set(num_distributed_processes=num_processes)
+        self.set(distributed_process_id=process_id, num_distributed_processes=num_processes)
         return self
 
     @property
@@ -200,44 +195,37 @@ class _DistributedOptions(OptionsDict):
 class TensorLocationSettings(OptionsDict):
     """Where one kind of tensor is kept. Changes memory and time, no result."""
 
+    def _record(self, name: str, value: Any, kind: type) -> TensorLocationSettings:
+        require(value, kind)
+        self.createOrSet(**{name: int(value)})
+        return self
+
     def minElementsForOffChip(self, min_elements: int) -> TensorLocationSettings:
         """Smaller tensors stay on the chip."""
-        assert isinstance(min_elements, int)
-        self.createOrSet(minElementsForOffChip=min_elements)
-        return self
+        return self._record("minElementsForOffChip", min_elements, int)
 
     def minElementsForReplicatedTensorSharding(self, min_elements: int) -> TensorLocationSettings:
         """Smaller tensors are not sharded over replicas."""
-        assert isinstance(min_elements, int)
-        self.createOrSet(minElementsForReplicatedTensorSharding=min_elements)
-        return self
+        return self._record("minElementsForReplicatedTensorSharding", min_elements, int)
 
     def useOnChipStorage(self, use: bool = True) -> TensorLocationSettings:
         """Keep on the chip, or off it; None leaves it to PopART."""
-        if use is None:
-            self.deleteIfExists("onChip")
-        else:
-            assert isinstance(use, bool)
-            self.createOrSet(onChip=int(use))
+        if use is not None:
+            return self._record("onChip", use, bool)
+        self.deleteIfExists("onChip")
         return self
 
     def useReplicatedTensorSharding(self, use: bool = True) -> TensorLocationSettings:
         """Give each replica a share."""
-        assert isinstance(use, bool)
-        self.createOrSet(useReplicatedTensorSharding=int(use))
-        return self
+        return self._record("useReplicatedTensorSharding", use, bool)
 
     def useIOTilesToLoad(self, use: bool = True) -> TensorLocationSettings:
         """Load through the IO tiles."""
-        assert isinstance(use, bool)
-        self.createOrSet(useIOTilesToLoad=int(use))
-        return self
+        return self._record("useIOTilesToLoad", use, bool)
 
     def useIOTilesToStore(self, use: bool = True) -> TensorLocationSettings:
         """Store through the IO tiles."""
-        assert isinstance(use, bool)
-        self.createOrSet(useIOTilesToStore=int(use))
-        return self
+        return self._record("useIOTilesToStore", use, bool)
 
 
 class _TensorLocationOptions(OptionsDict):
@@ -245,7 +233,7 @@ class _TensorLocationOptions(OptionsDict):
 
     def numIOTiles(self, num_tiles: int) -> _TensorLocationOptions:
         """Tiles set apart for input and output."""
-        assert isinstance(num_tiles, int)
+        require(num_tiles, int)
         assert 32 <= num_tiles <= 192 and num_tiles % 2 == 0, (
             f"numIOTiles must be an even number between 32 and 192. Got {num_tiles}"
         )
@@ -253,7 +241,7 @@ class _TensorLocationOptions(OptionsDict):
         return self
 
     def _set_location(self, name: str, location: TensorLocationSettings) -> _TensorLocationOptions:
-        assert isinstance(location, TensorLocationSettings)
+        require(location, TensorLocationSettings)
         self.createOrSet(**{name: location.toDict()})
         return self
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +23,7 @@ from .option_groups import (
     _TensorLocationOptions,
     _TrainingOptions,
 )
-from .options_dict import OptionsDict, ProgressBar
+from .options_dict import OptionsDict, ProgressBar, require
 from .strategies import (
     ParallelPhasedExecution,
     Phase,
@@ -107,37 +108,37 @@ class Options(OptionsDict):
     """Everything a model, a data loader or an executor can be told; frozen once one of them uses it."""
 
     def __init__(self) -> None:
-        self._jit = _JitOptions()
         self._popart = _PopartOptions()
-        self._graphProcessing = _PrecisionOptions(self._popart)
+        self._precision = _PrecisionOptions(self._popart)
         self._training = _TrainingOptions(self._popart)
-        self._distributed = _DistributedOptions()
         self._tensor_locations = _TensorLocationOptions()
+        self._distributed = _DistributedOptions()
+        self._jit = _JitOptions()
         self._execution_strategy: _IExecutionStrategy = PipelinedExecution()
-        self._source_location_excludes = ["install/poptorch", "site-packages/torch", "site-packages/poptorch"]
         self._progress_bar = ProgressBar()
-        self._relax_optimizer_checks = False
         self._show_compilation_progress_bar = True
+        self._relax_optimizer_checks = False
         self._module_namescope_enabled = True
+        self._source_location_excludes = ["install/poptorch", "site-packages/torch", "site-packages/poptorch"]
         super().__init__(
+            device_iterations=1,
             replication_factor=1,
             input_group_size=1,
             input_cgt=enums.CommGroupType.Consecutive,
-            broadcast_buffers=True,
-            device_iterations=1,
-            log_dir=".",
-            max_repeat_logs=4,
             auto_round_num_ipus=False,
-            anchored_tensors={},
+            available_memory_proportion={},
+            broadcast_buffers=True,
             output_mode=enums.OutputMode.Default.value,
             output_return_period=1,
+            anchored_tensors={},
             connection_type=enums.ConnectionType.Always.value,
             sync_pattern=enums.SyncPattern.Full.value,
-            available_memory_proportion={},
+            log_dir=".",
+            max_repeat_logs=4,
         )
         cache = os.environ.get("POPTORCH_CACHE_DIR", "")
         if cache:
-            logger.info("POPTORCH_CACHE_DIR is set: setting cache path to %s", cache)
+            logger.info("POPTORCH_CACHE_DIR: executables are cached in %s", cache)
             self.enableExecutableCaching(cache)
         self.from_json(os.environ.get("POPTORCH_DEFAULT_OPTIONS", "{}"))
 
@@ -191,7 +192,7 @@ class Options(OptionsDict):
     @property
     def Precision(self) -> _PrecisionOptions:
         """How numbers are computed."""
-        return self._graphProcessing
+        return self._precision
 
     @property
     def Training(self) -> _TrainingOptions:
@@ -216,21 +217,23 @@ class Options(OptionsDict):
 
     def inputReplicaGrouping(self, input_group_size: int, input_group_type: enums.CommGroupType) -> Options:
         """Let groups of replicas get the same inputs."""
-        if input_group_type == enums.CommGroupType.NoGrouping:
-            input_group_size, input_group_type = 1, enums.CommGroupType.Consecutive
-        if input_group_type == enums.CommGroupType.All:
-            raise ValueError("input_group_type cannot be All")
-        if self.replication_factor < input_group_size:
-            raise ValueError("input_group_size cannot be larger than replication_factor")
-        if self.replication_factor % input_group_size != 0:
-            raise ValueError("input_group_size must be a factor of replication_factor")
-        self.set(input_group_size=input_group_size)
-        self.set(input_cgt=input_group_type)
+        groups = enums.CommGroupType
+        if input_group_type == groups.All:
+            raise ValueError(
+                "input_group_type is All: group the inputs as Consecutive or Orthogonal, or not at all"
+            )
+        if input_group_type == groups.NoGrouping:
+            input_group_size, input_group_type = 1, groups.Consecutive
+        if self.replication_factor % input_group_size:
+            raise ValueError(
+                f"input_group_size {input_group_size} does not divide replicationFactor {self.replication_factor}"
+            )
+        self.set(input_group_size=input_group_size, input_cgt=input_group_type)
         return self
 
     def setExecutionStrategy(self, strategy: _IExecutionStrategy) -> Options:
         """How stages share the IPUs."""
-        assert isinstance(strategy, _IExecutionStrategy)
+        require(strategy, _IExecutionStrategy)
         self._execution_strategy = strategy
         return self
 
@@ -241,14 +244,13 @@ class Options(OptionsDict):
 
     def setAvailableMemoryProportion(self, available_memory_proportion: dict[str, float]) -> Options:
         """Memory that convolutions and matrix products may use, by IPU: {"IPU0": 0.5}."""
-        proportions = {}
-        for key, proportion in available_memory_proportion.items():
-            assert key.startswith("IPU"), (
-                'Available memory proportions are expected to be in a dictionary of {"IPU0": 0.5} '
-                f"where the 0 in IPU is the index of the IPU. Invalid key: {key}"
+        for name in available_memory_proportion:
+            assert re.fullmatch(r"IPU\d+", name), (
+                f"{name!r} names no IPU; these are called IPU0, IPU1 and so on"
             )
-            proportions[int(key[3:])] = proportion
-        self.createOrSet(available_memory_proportion=proportions)
+        self.set(
+            available_memory_proportion={int(ipu[3:]): p for ipu, p in available_memory_proportion.items()}
+        )
         return self
 
     def broadcastBuffers(self, broadcast_buffers: bool = True) -> Options:
@@ -265,14 +267,15 @@ class Options(OptionsDict):
 
     def outputMode(self, output_mode: enums.OutputMode, output_return_period: int | None = None) -> Options:
         """Which micro-batches' outputs come back; EveryN needs a period."""
-        assert isinstance(output_mode, enums.OutputMode)
+        require(output_mode, enums.OutputMode)
+        period = output_return_period or 0
         if output_mode == enums.OutputMode.EveryN:
-            assert output_return_period and output_return_period > 0, (
-                "EveryN anchor must have output_return_period set to valid positive integer"
+            assert period > 0, (
+                f"OutputMode.EveryN needs an output_return_period of 1 or more, not {output_return_period}"
             )
-        elif output_return_period:
-            logger.info("Anchor return period argument ignored with output_mode set to %s", output_mode)
-        self.set(output_mode=output_mode.value, output_return_period=output_return_period or 1)
+        elif period:
+            logger.info("outputMode: %s needs no output_return_period", output_mode)
+        self.set(output_mode=output_mode.value, output_return_period=period or 1)
         return self
 
     def defaultOutputMode(self) -> bool:
@@ -287,14 +290,9 @@ class Options(OptionsDict):
         output_return_period: int | None = 1,
     ) -> None:
         """Bring a tensor of the program back with every call, under a name of your own."""
-        if output_mode != enums.OutputMode.EveryN:
-            output_return_period = 1
-        self.anchored_tensors[short_name] = [
-            long_name,
-            output_mode is None,
-            output_mode,
-            output_return_period,
-        ]
+        period = output_return_period if output_mode == enums.OutputMode.EveryN else 1
+        follows_outputs = output_mode is None
+        self.anchored_tensors[short_name] = [long_name, follows_outputs, output_mode, period]
 
     # -- device --------------------------------------------------------------------------------
 
@@ -305,19 +303,19 @@ class Options(OptionsDict):
 
     def connectionType(self, connection_type: enums.ConnectionType) -> Options:
         """When to attach to a device."""
-        assert isinstance(connection_type, enums.ConnectionType)
+        require(connection_type, enums.ConnectionType)
         self.set(connection_type=connection_type.value)
         return self
 
     def syncPattern(self, sync_pattern: enums.SyncPattern) -> Options:
         """Which IPUs synchronise; changes no result."""
-        assert isinstance(sync_pattern, enums.SyncPattern)
+        require(sync_pattern, enums.SyncPattern)
         self.set(sync_pattern=sync_pattern.value)
         return self
 
     def useIpuId(self, ipu_id: int) -> Options:
         """Use one certain device."""
-        assert isinstance(ipu_id, int)
+        require(ipu_id, int)
         self.createOrSet(ipu_id=ipu_id)
         return self
 
@@ -331,9 +329,9 @@ class Options(OptionsDict):
 
     def randomSeed(self, random_seed: int) -> Options:
         """Seed the device's random numbers, and torch's here."""
-        assert isinstance(random_seed, int)
-        torch.manual_seed(random_seed)
+        require(random_seed, int)
         self.createOrSet(random_seed=random_seed)
+        torch.manual_seed(random_seed)
         return self
 
     def enableStableNorm(self, enabled: bool) -> Options:
@@ -355,11 +353,9 @@ class Options(OptionsDict):
 
     def enableExecutableCaching(self, path: str | None) -> Options:
         """Keep compiled programs in a folder and take them from there; None switches that off."""
-        if path is None:
-            self._Popart.set("enableEngineCaching", False)
-        else:
+        if path is not None:
             self._Popart.set("cachePath", path)
-            self._Popart.set("enableEngineCaching", True)
+        self._Popart.set("enableEngineCaching", path is not None)
         return self
 
     def logDir(self, log_dir: str) -> Options:
@@ -384,16 +380,15 @@ class Options(OptionsDict):
 
     def enableProfiling(self, profile_dir: str | None = None) -> Options:
         """Write a profile of compilation and execution to a folder."""
+        report = {
+            "debug.allowOutOfMemory": "true",
+            "autoReport.directory": profile_dir or ".",
+            "autoReport.all": "true",
+        }
         environment = os.environ.get("POPLAR_ENGINE_OPTIONS", "")
-        if any(
-            key in environment for key in ("debug.allowOutOfMemory", "autoReport.directory", "autoReport.all")
-        ):
+        if any(option in environment for option in report):
             logger.warning("Profiling is also set in POPLAR_ENGINE_OPTIONS, which wins: check its content.")
-        engine_options = self._Popart.options.get("engineOptions", {})
-        engine_options["debug.allowOutOfMemory"] = "true"
-        engine_options["autoReport.directory"] = profile_dir or "."
-        engine_options["autoReport.all"] = "true"
-        self._Popart.setEngineOptions(engine_options)
+        self._Popart.setEngineOptions({**self._Popart.options.get("engineOptions", {}), **report})
         return self
 
     def showCompilationProgressBar(self, show: bool = True) -> Options:
@@ -420,7 +415,7 @@ class Options(OptionsDict):
 
     def toDict(self) -> dict[str, Any]:
         """All options in one flat dict, as the compiler takes them."""
-        assert not self.defaultOutputMode(), "An output mode must be picked before serialisation"
+        assert not self.defaultOutputMode(), "an executor has chosen the output mode"
         out = self.update({**self._execution_strategy.backendOptions(), **self._popart.options})
         for group in (self._training, self._distributed, self._tensor_locations):
             out = group.update(out)

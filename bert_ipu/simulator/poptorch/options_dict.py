@@ -17,6 +17,11 @@ FROZEN = (
 )
 
 
+def require(value: Any, kind: type) -> None:
+    """Raise AssertionError, as PopTorch's options do, for an argument of another type."""
+    assert isinstance(value, kind), f"{value!r} is no {kind.__name__}"
+
+
 class OptionsDict:
     """Named values read as attributes; `set` keeps their types, and nothing can be set while frozen.
 
@@ -32,22 +37,19 @@ class OptionsDict:
     def set(self, **kwargs: Any) -> None:
         """Give existing options new values of the same type."""
         self.checkIsFrozen()
-        for option, value in kwargs.items():
-            assert self.exists(option), f"Invalid option {option}, valid options are {list(self._values)}"
-            expected = type(self._values[option])
-            assert isinstance(value, expected), (
-                f"Unexpected type {type(value)} for option {option}. Expected {expected}"
-            )
-            self._values[option] = value
+        unknown = kwargs.keys() - self._values.keys()
+        assert not unknown, f"There is no option {', '.join(unknown)}; there are {', '.join(self._values)}"
+        self.createOrSet(**kwargs)
 
     def createOrSet(self, **kwargs: Any) -> None:
         """As `set`, for options that may not exist yet."""
         self.checkIsFrozen()
         for option, value in kwargs.items():
-            if self.exists(option):
-                self.set(**{option: value})
-            else:
-                self._values[option] = value
+            expected = type(self._values.get(option, value))
+            assert isinstance(value, expected), (
+                f"Option {option} is {value!r}, and must be of type {expected.__name__}"
+            )
+            self._values[option] = value
 
     def exists(self, option: str) -> bool:
         """Whether the option has a value."""
@@ -96,9 +98,7 @@ class OptionsDict:
             self.set(**{option: value})
             return
         if "_values" in self.__dict__ and option not in self.__dict__:
-            raise AttributeError(
-                f"Invalid private attribute {option}. Valid attributes: {list(self.__dict__)}"
-            )
+            raise AttributeError(f"{type(self).__name__} has no attribute {option}, and takes no new ones")
         object.__setattr__(self, option, value)
 
     def __getattr__(self, option: str) -> Any:
@@ -106,7 +106,7 @@ class OptionsDict:
         if option not in values:
             alike = difflib.get_close_matches(option, [*values, *dir(type(self))])
             meant = f" Did you mean {' or '.join(alike)}?" if alike else ""
-            raise AttributeError(f"Invalid attribute {option}.{meant}")
+            raise AttributeError(f"{type(self).__name__} has no option {option}.{meant}")
         return values[option]
 
     def update(self, other: dict[str, Any]) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class OptionsDict:
             if option not in self._warnings_disabled:
                 logger.warning(warning)
         both = self._values.keys() & other
-        assert not both, f"Can't merge dictionaries, they have some keys in common: {sorted(both)}"
+        assert not both, f"Two groups of options have {', '.join(sorted(both))}"
         other.update(self._values)
         return other
 

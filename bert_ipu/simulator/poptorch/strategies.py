@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..graph.annotations import Placement
 from . import enums, recording
 from ._logging import logger
+from .options_dict import require
 
 BlockId = str
 
@@ -17,12 +17,9 @@ class Stage:
     """Blocks that form one pipeline stage, or run side by side in one phase."""
 
     def __init__(self, *block_ids: BlockId) -> None:
-        assert all(isinstance(block, str) for block in block_ids), (
-            f"Block IDs are supposed to be strings but got {block_ids}"
-        )
+        _check_names(block_ids)
         self._blocks = block_ids
-        self._stage_id = -1
-        self._phase_id = -1
+        self._stage_id = self._phase_id = -1
         self._ipu: int | None = None
 
     @property
@@ -32,114 +29,89 @@ class Stage:
 
     def ipu(self, ipu: int) -> Stage:
         """Place the stage on an IPU."""
-        assert isinstance(ipu, int)
+        require(ipu, int)
         self._ipu = ipu
         return self
 
-    def _setStage(self, stage: int | None) -> Stage:
-        if stage is not None:
-            self._stage_id = stage
-        return self
+
+def _check_names(block_ids: Iterable[Any]) -> None:
+    for block in block_ids:
+        assert isinstance(block, str), f"A block is listed by its name, a string, not by {block!r}"
 
 
-class StageManager(abc.ABC):
-    """Turns the start of a block into a stage, a phase and an IPU for the capture in progress."""
+class BlockPlacer:
+    """Puts each block that begins on its stage: one of those that a strategy lists, or else a new one."""
 
-    def __init__(self) -> None:
-        self._next_auto_id = 0
-        self._current_ipu: int | None = None
+    def __init__(self, listed: dict[BlockId, Stage], automatic: enums.AutoStage | None = None) -> None:
+        """`automatic` says how new stages are numbered; without it every block must be listed."""
+        self._stages = dict(listed)
+        self._automatic = automatic
+        self._unnamed = 0
 
-    @abc.abstractmethod
-    def getStage(self, block_id: BlockId) -> Stage:
-        """The stage of a block."""
+    def next_name(self) -> BlockId:
+        """The name of the next block that has none: a number."""
+        self._unnamed += 1
+        return str(self._unnamed - 1)
 
-    def nextAutoId(self) -> BlockId:
-        """The next id for a block without a name."""
-        self._next_auto_id += 1
-        return str(self._next_auto_id - 1)
-
-    def resetAutoId(self) -> None:
+    def restart_names(self) -> None:
         """Number unnamed blocks from 0 again."""
-        self._next_auto_id = 0
+        self._unnamed = 0
 
-    def beginStage(self, user_id: BlockId | None, ipu_id: int | None) -> None:
+    def begin(self, block_id: BlockId | None, ipu_id: int | None) -> None:
         """Put what follows in the captured program on the block's stage."""
-        user_id = user_id or self.nextAutoId()
-        self._current_ipu = ipu_id
-        stage = self.getStage(user_id)
-        ipu = stage._ipu if stage._ipu is not None else ipu_id
-        if ipu is None:
-            logger.debug("No IPU specified for block %s: default to stage_id %d", user_id, stage._stage_id)
-            ipu = stage._stage_id
+        name = block_id or self.next_name()
+        stage = self._stages.get(name) or self._add_stage(name, ipu_id)
+        chosen = (stage._ipu, ipu_id, stage._stage_id)
+        ipu = next(each for each in chosen if each is not None)
         logger.debug(
-            "Starting block id=%s stage=%d phase=%d ipu=%d", user_id, stage._stage_id, stage._phase_id, ipu
+            "block %s begins: stage %d, phase %d, IPU %d", name, stage._stage_id, stage._phase_id, ipu
         )
-        recording.place(Placement(ipu, stage._stage_id, stage._phase_id, user_id))
+        recording.place(Placement(ipu, stage._stage_id, stage._phase_id, name))
 
-
-class _ListedStages(StageManager):
-    """Stages that the strategy lists."""
-
-    def __init__(self, block_map: dict[BlockId, Stage]) -> None:
-        super().__init__()
-        self._block_map = block_map
-
-    def getStage(self, block_id: BlockId) -> Stage:
-        assert block_id in self._block_map, (
-            f"Unknown Block '{block_id}' list of expected Blocks: {list(self._block_map)}"
+    def _add_stage(self, name: BlockId, ipu_id: int | None) -> Stage:
+        assert self._automatic is not None, (
+            f"Block '{name}' is in none of the strategy's stages, which have {', '.join(self._stages)}"
         )
-        return self._block_map[block_id]
-
-
-class _AutomaticStages(StageManager):
-    """Stages numbered as blocks first appear, or as the blocks' IPUs."""
-
-    def __init__(self, auto_stage: enums.AutoStage) -> None:
-        super().__init__()
-        self._next_id = 1
-        self._block_map: dict[BlockId, Stage] = {}
-        self._auto_stage = auto_stage
-
-    def getStage(self, block_id: BlockId) -> Stage:
-        if block_id not in self._block_map:
-            self._block_map[block_id] = Stage(block_id)._setStage(self._new_stage_id(block_id))
-        return self._block_map[block_id]
-
-    def _new_stage_id(self, block_id: BlockId) -> int:
-        if self._auto_stage == enums.AutoStage.SameAsIpu:
-            assert self._current_ipu is not None, (
-                f"poptorch.AutoStage.SameAsIpu was selected but no IPU was specified for block {block_id}"
+        stage = Stage(name)
+        if self._automatic == enums.AutoStage.SameAsIpu:
+            assert ipu_id is not None, (
+                f"Block '{name}' has no IPU to number its stage by: give it an ipu_id, or use "
+                "poptorch.AutoStage.AutoIncrement"
             )
-            return self._current_ipu
-        self._next_id += 1
-        return self._next_id - 1
+            stage._stage_id = ipu_id
+        else:
+            stage._stage_id = len(self._stages) + 1
+        self._stages[name] = stage
+        return stage
 
 
-current_stages: StageManager | None = None
-"""The stage manager of the model that is being captured."""
+current_placer: BlockPlacer | None = None
+"""What places the blocks of the model that is being captured."""
 
 
 class _IExecutionStrategy:
-    """What the strategies share: the map from blocks to stages."""
+    """What the strategies share: the stages of the blocks that they list."""
 
-    def __init__(self, stages_manager: StageManager, block_map: dict[BlockId, Stage]) -> None:
-        self._block_map = block_map
-        self._stages_manager = stages_manager
+    def __init__(self, stages_manager: BlockPlacer, block_map: dict[BlockId, Stage]) -> None:
+        self._placer = stages_manager
+        self._listed = block_map
 
     def stage(self, block_id: BlockId) -> Stage:
         """The stage of a block."""
-        assert block_id in self._block_map, f"Unknown block {block_id}"
-        return self._block_map[block_id]
+        assert block_id in self._listed, (
+            f"Block {block_id} is not listed; listed are: {', '.join(self._listed)}"
+        )
+        return self._listed[block_id]
 
     def onStartTracing(self) -> None:
         """Let blocks find their stages here until `onEndTracing`."""
-        global current_stages
-        current_stages = self._stages_manager
+        global current_placer
+        current_placer = self._placer
 
     def onEndTracing(self) -> None:
         """Let blocks do nothing again."""
-        global current_stages
-        current_stages = None
+        global current_placer
+        current_placer = None
 
     def backendOptions(self) -> dict[str, Any]:
         """The options that tell the compiler of the strategy."""
@@ -150,23 +122,17 @@ class Phase:
     """Stages, or the block ids of one stage, that run in one phase."""
 
     def __init__(self, *arg: BlockId | Stage) -> None:
-        if all(isinstance(each, Stage) for each in arg):
-            self.stages: Any = arg
-            return
-        assert all(isinstance(each, str) for each in arg), (
-            "All arguments must either be block IDs (strings) or Stages: " + str([type(each) for each in arg])
-        )
-        self.stages = [Stage(*arg)]  # type: ignore[arg-type]
+        given: Any = arg
+        is_of_stages = all(isinstance(each, Stage) for each in given)
+        self.stages: Sequence[Stage] = given if is_of_stages else [Stage(*given)]
 
     def stage(self, idx: int) -> Stage:
         """The phase's stage number `idx`."""
-        return self.stages[idx]  # type: ignore[no-any-return]
+        return self.stages[idx]
 
     def ipus(self, *ipus: int) -> None:
         """Place each stage on an IPU."""
-        assert len(ipus) == len(self.stages), (
-            f"Phase contains {len(self.stages)} stages but you provided {len(ipus)} ipus"
-        )
+        assert len(ipus) == len(self.stages), f"{len(ipus)} IPUs are given for {len(self.stages)} stages"
         for stage, ipu in zip(self.stages, ipus):
             stage.ipu(ipu)
 
@@ -174,30 +140,30 @@ class Phase:
 def _as_stage(blocks: BlockId | Stage | Iterable[BlockId]) -> Stage:
     if isinstance(blocks, Stage):
         return blocks
-    if isinstance(blocks, str):
-        return Stage(blocks)
-    return Stage(*blocks)
+    return Stage(*([blocks] if isinstance(blocks, str) else blocks))
 
 
-def _add_blocks(block_map: dict[BlockId, Stage], stage: Stage, kind: str, number: int) -> None:
-    for block in stage.blocks:
-        assert block not in block_map, f"{block} associated with more than one stage"
-        place = f" on IPU {stage._ipu}" if stage._ipu is not None else ""
-        logger.debug("block %s added to %s %d%s", block, kind, number, place)
-        block_map[block] = stage
+def _stages_by_block(stages: Iterable[Stage]) -> dict[BlockId, Stage]:
+    listed: dict[BlockId, Stage] = {}
+    for stage in stages:
+        for block in stage.blocks:
+            assert block not in listed, f"Block {block} is listed in two stages"
+            listed[block] = stage
+    return listed
 
 
 class PipelinedExecution(_IExecutionStrategy):
     """Stages work on different micro-batches at the same time."""
 
     def __init__(self, *args: Any) -> None:
-        block_map: dict[BlockId, Stage] = {}
-        auto_stage = enums.AutoStage.SameAsIpu
+        automatic = enums.AutoStage.SameAsIpu
         if len(args) == 1 and isinstance(args[0], enums.AutoStage):
-            auto_stage, args = args[0], ()
-        for stage_id, blocks in enumerate(args):
-            _add_blocks(block_map, _as_stage(blocks)._setStage(stage_id), "stage", stage_id)
-        super().__init__(_ListedStages(block_map) if block_map else _AutomaticStages(auto_stage), block_map)
+            (automatic,), args = args, ()
+        stages = [_as_stage(blocks) for blocks in args]
+        for number, stage in enumerate(stages):
+            stage._stage_id = number
+        listed = _stages_by_block(stages)
+        super().__init__(BlockPlacer(listed, None if listed else automatic), listed)
 
     def backendOptions(self) -> dict[str, Any]:
         return {"execution_mode": 0}
@@ -215,33 +181,36 @@ def is_pipelined(strategy: _IExecutionStrategy) -> bool:
     return isinstance(strategy, PipelinedExecution) and not isinstance(strategy, ShardedExecution)
 
 
+def _as_phase(given: Phase | Stage | BlockId | list[Any]) -> Phase:
+    if isinstance(given, Phase):
+        return given
+    return Phase(*given) if isinstance(given, list) else Phase(given)
+
+
 class _IPhasedExecution(_IExecutionStrategy):
     """What the phased strategies share: phases in order."""
 
     def __init__(self, *phases: Phase | list[Stage] | list[BlockId]) -> None:
         assert phases, (
-            "There is currently no AutoStage for PhasedExecution, please explicitly specify the phases"
+            f"{type(self).__name__} needs its phases listed: poptorch.Phase, or lists of stages or blocks"
         )
         self._tensors_liveness = enums.Liveness.AlwaysLive
         self._separate_backward_phase = False
-        self._phases: list[Phase] = []
-        block_map: dict[BlockId, Stage] = {}
-        for phase_id, each in enumerate(phases):
-            phase = each if isinstance(each, Phase) else Phase(*(each if isinstance(each, list) else [each]))
-            self._phases.append(phase)
+        self._phases = [_as_phase(each) for each in phases]
+        for number, phase in enumerate(self._phases):
             for stage in phase.stages:
-                stage._phase_id = phase_id
-                _add_blocks(block_map, stage, "phase", phase_id)
-        super().__init__(_ListedStages(block_map), block_map)
+                stage._phase_id = number
+        listed = _stages_by_block(stage for phase in self._phases for stage in phase.stages)
+        super().__init__(BlockPlacer(listed), listed)
 
     def phase(self, phase: int) -> Phase:
         """Phase number `phase`."""
-        assert isinstance(phase, int) and phase >= 0, "Phases are identified by positive integers"
+        assert isinstance(phase, int) and phase >= 0, f"Phases are numbered from 0; {phase!r} is none"
         return self._phases[phase]
 
     def useSeparateBackwardPhase(self, use: bool = True) -> _IPhasedExecution:
         """Give the backward pass phases of its own, or turn around in the last forward phase."""
-        assert isinstance(use, bool)
+        require(use, bool)
         self._separate_backward_phase = use
         return self
 
@@ -261,7 +230,7 @@ class ParallelPhasedExecution(_IPhasedExecution):
 
     def sendTensorsOffChipAfterFwd(self, off_chip: bool = True) -> ParallelPhasedExecution:
         """Send activations to off-chip memory between the passes."""
-        assert isinstance(off_chip, bool)
+        require(off_chip, bool)
         self._tensors_liveness = enums.Liveness.OffChipAfterFwd if off_chip else enums.Liveness.AlwaysLive
         return self
 
@@ -271,7 +240,7 @@ class SerialPhasedExecution(_IPhasedExecution):
 
     def setTensorsLiveness(self, liveness: enums.Liveness) -> SerialPhasedExecution:
         """Say when activations leave the chip."""
-        assert isinstance(liveness, enums.Liveness)
+        require(liveness, enums.Liveness)
         self._tensors_liveness = liveness
         return self
 
