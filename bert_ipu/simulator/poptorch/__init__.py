@@ -1,13 +1,13 @@
 """The PopTorch 3.4 interface of the simulator: the same names, signatures, defaults and errors.
 
-models      `models`, `executor`, `arguments`, `structure`, `session`, `devices`, `latency`, `wrapping`,
-            `replica_grouping`
+models      `models`, `executor`, `compile_hooks`, `arguments`, `structure`, `session`, `devices`, `latency`,
+            `wrapping`, `replica_grouping`
 compiling   `compilation`, `compile_request`, `placement`, `torch_behaviour`; and keeping what was compiled:
             `captured_program`, `export`, `executable_caching`, `executable_key`
 forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`,
             by `recording`
-options     `options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
-optimizers  `optim`, `optimizer_attributes`
+options     `options`, `model_options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
+optimizers  `optim`, `optimizer_attributes`, `device_optimizer`
 data        `dataloader`, `accessor`
 rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`
 """
@@ -21,6 +21,7 @@ from ._logging import configure as _configure_logging
 from ._logging import setLogLevel
 from .accessor import AsynchronousDataAccessor
 from .blocks import BeginBlock, Block, BlockFunction, LegacyBeginBlockFn, NameScope, removeBlocks
+from .compile_hooks import registerPostCompileHook, registerPreCompileHook
 from .cpu_op import CPU
 from .dataloader import DataLoader
 from .enums import (
@@ -40,7 +41,7 @@ from .enums import (
     SyncPattern,
     VariableRetrievalMode,
 )
-from .executor import PoplarExecutor, registerPostCompileHook, registerPreCompileHook
+from .executor import PoplarExecutor
 from .models import (
     VERSION,
     inferenceModel,

@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import datetime
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from ..errors import poptorch_error
 from ..graph.ir import PatternChange
 from ..graph.request import parameters_and_buffers
-from . import compilation, export, latency, profiling, wrapping
+from . import compilation, compile_hooks, export, latency, profiling, wrapping
 from ._logging import logger
 from .arguments import ArgumentParser, Arguments
 from .captured_program import CapturedProgram, is_placeholder
 from .compile_request import Subject
-from .enums import ConnectionType, OutputMode
-from .optim import SGD, Optimizer
-from .optimizer_attributes import AttributeTracker, check_replacement, describe
+from .device_optimizer import DeviceOptimizer
+from .enums import ConnectionType
+from .model_options import own_options
+from .optim import SGD
 from .options import Options
 from .printing import module_repr
 from .replica_grouping import GroupableParameter, Grouping
 from .session import Session
-from .strategies import is_pipelined
 from .structure import reconstructTensorStructure
 
 _NO_EXECUTABLE = "Model has not been compiled or has been destroyed."
-
-Hooks = dict[int, Callable[[], None]]
 
 
 class PoplarExecutor:
@@ -40,9 +34,6 @@ class PoplarExecutor:
     Attributes it lacks are the model's. Raises Error where PopTorch does: a changed signature, an executable
     that is missing, a device that is not attached.
     """
-
-    _precompile_hooks: Hooks = collections.OrderedDict()
-    _postcompile_hooks: Hooks = collections.OrderedDict()
 
     def __init__(
         self,
@@ -59,7 +50,7 @@ class PoplarExecutor:
         """What the user holds, and reads weights from (`wrapping.py`)."""
         self._training = training
         self._poptorch_version = poptorch_version
-        self._options = _own_options(options, training)
+        self._options = own_options(options, training)
         self._args_parser = ArgumentParser(model)
         self._session: Session | None = None
         """The compiled model, while there is one."""
@@ -80,13 +71,14 @@ class PoplarExecutor:
         self._profiling = profiling.Channel(
             "poptorch.trainingModel" if training else "poptorch.inferenceModel"
         )
-        self._optimizer: Any = None
-        self._optimizer_description: dict[str, Any] = {}
-        self._ipu_optimizer_is_dirty = False
+        self._device_optimizer: DeviceOptimizer | None = None
+        """The optimizer of a training model."""
         self._wrapper: wrapping.Wrapper | None = None
         if training:
             compilation.check_initialised(self._user_model)
-            self._attribute_tracker = AttributeTracker(self._options)
+            self._device_optimizer = DeviceOptimizer(
+                self._options, self._compiled, self.copyWeightsToHostIfNeeded
+            )
             self.setOptimizer(optimizer or SGD(self._user_model.parameters(), lr=0.01))
             self._wrapper = wrapping.Wrapper(self._user_model, self)
             self._wrapper.wrap(self._user_model)
@@ -163,7 +155,8 @@ class PoplarExecutor:
         """Copy the user's model's weights and buffers to the device."""
         session = self._compiled()
         self._dirty_host_weights = False
-        self._fetch_optimizer_state()
+        if self._device_optimizer is not None:
+            self._device_optimizer.fetch_state()
         with self._profiling.tracepoint("copyWeightsToDevice"):
             session.write_weights(parameters_and_buffers(self._model))
 
@@ -175,7 +168,8 @@ class PoplarExecutor:
                 "There are no buffers to copy: name them by Options.updatableNamedBuffers()."
             )
         self._dirty_host_weights = False
-        self._fetch_optimizer_state()
+        if self._device_optimizer is not None:
+            self._device_optimizer.fetch_state()
         buffers = dict(self._model.named_buffers())
         session.write_buffers(buffers, self._options._Popart.options["updatableNamedBuffers"])
 
@@ -183,51 +177,17 @@ class PoplarExecutor:
 
     def setOptimizer(self, optimizer: torch.optim.Optimizer) -> None:
         """Use an optimizer's attributes from the next call on; its kind cannot change after compilation."""
-        if not self._training:
+        if self._device_optimizer is None:
             raise poptorch_error("setOptimizer() needs a poptorch.trainingModel: this model only infers.")
-        description = describe(optimizer, self._attribute_tracker, self._options, self.isCompiled())
-        if self.isCompiled():
-            check_replacement(self._optimizer_description, description)
-        if self.isCompiled() and optimizer is not self._optimizer:
-            if isinstance(self._optimizer, Optimizer):
-                self._read_optimizer_state()
-                self._optimizer.read_from_ipu = None
-            if isinstance(optimizer, Optimizer):
-                optimizer.ipu_state_is_dirty = True
-        self._optimizer = optimizer
-        if isinstance(optimizer, Optimizer):
-            optimizer.read_from_ipu = self._read_optimizer_state
-        if description != self._optimizer_description:
-            self._optimizer_description = description
-            self._ipu_optimizer_is_dirty = True
+        self._device_optimizer.replace(optimizer, self.isCompiled())
         if self.isAttachedToDevice():
-            self._update_optimizer()
-            self._write_optimizer_state()
+            self._device_optimizer.write_attributes()
+            self._device_optimizer.write_state()
 
-    def _update_optimizer(self) -> None:
-        if self._ipu_optimizer_is_dirty:
-            self._compiled().update_optimizer(self._optimizer_description)
-            self._ipu_optimizer_is_dirty = False
-
-    def _fetch_optimizer_state(self) -> None:
-        if self._optimizer is not None:
-            self._optimizer.state_dict()
-
-    def _read_optimizer_state(self) -> None:
-        optimizer = self._optimizer
-        if not optimizer.host_state_is_dirty:
-            logger.debug("Using cached optimiser state dict")
-            return
-        optimizer.take_from_ipu(self._compiled().read_optimizer_state())
-
-    def _write_optimizer_state(self) -> None:
-        session, optimizer = self._compiled(), self._optimizer
-        if not isinstance(optimizer, Optimizer) or not optimizer.ipu_state_is_dirty:
-            return
-        if optimizer.has_state():
-            self.copyWeightsToHostIfNeeded()
-            session.write_optimizer_state(optimizer.get_state_dict())
-        optimizer.ipu_state_is_dirty = False
+    @property
+    def _optimizer(self) -> Any:
+        """The user's optimizer, None for inference: Graphcore's programs ask for it by this name."""
+        return None if self._device_optimizer is None else self._device_optimizer.given
 
     # -- compiling -----------------------------------------------------------------------------
 
@@ -241,17 +201,18 @@ class PoplarExecutor:
 
     def _compile(self, inputs: Arguments) -> None:
         self._args_parser.warn_about_dicts(inputs)
-        with self._profiling.tracepoint("modelCompilation"), self._hooks():
+        with self._profiling.tracepoint("modelCompilation"), compile_hooks.called_around():
             compiled = compilation.compile_model(self._subject(inputs))
         self._install(compiled, inputs)
 
     def _subject(self, inputs: Arguments) -> Subject:
+        trained_by = self._device_optimizer
         return Subject(
             model=self._model,
             inputs=inputs.map(self._narrow_tensor),
             training=self._training,
             optimizer=self._optimizer,
-            optimizer_description=self._optimizer_description,
+            optimizer_description={} if trained_by is None else trained_by.description,
             options=self._options,
             replica_groups=self.per_replica_params,
         )
@@ -267,16 +228,6 @@ class PoplarExecutor:
         self._executable_inputs = inputs
         if attach:
             self._on_attach()
-
-    @contextlib.contextmanager
-    def _hooks(self) -> Iterator[None]:
-        for hook in list(PoplarExecutor._precompile_hooks.values()):
-            hook()
-        try:
-            yield
-        finally:
-            for hook in list(PoplarExecutor._postcompile_hooks.values()):
-                hook()
 
     def _narrow_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         """One micro-batch of an input: [rows / micro-batches, ...]."""
@@ -305,9 +256,9 @@ class PoplarExecutor:
         """Bring weights and optimizer state to the host, forget the executable, unwrap the user's model."""
         if not self.isCompiled():
             return
-        if self._training:
+        if self._device_optimizer is not None:
             self.copyWeightsToHostIfNeeded()
-            self._fetch_optimizer_state()
+            self._device_optimizer.fetch_state()
         self._compiled().detach()
         self._session = None
         if self._training:
@@ -351,7 +302,7 @@ class PoplarExecutor:
             logger.warning("loadExecutable(): %s holds no program; the model is compiled again", filename)
             self._compile(inputs)
             return
-        with self._profiling.tracepoint("loadExecutable"), self._hooks():
+        with self._profiling.tracepoint("loadExecutable"), compile_hooks.called_around():
             compiled = compilation.load_model(self._subject(inputs), filename, contents)
         self._install(compiled, inputs)
 
@@ -378,20 +329,15 @@ class PoplarExecutor:
         if not session.attached:
             raise poptorch_error("Device is not attached")
         _ = self.rng_state
-        if self._training:
+        if self._device_optimizer is not None:
             self.copyWeightsToHostIfNeeded()
-            if isinstance(self._optimizer, Optimizer):
-                self._read_optimizer_state()
+            self._device_optimizer.read_state()
         session.detach()
 
     def _on_attach(self) -> None:
         self.copyWeightsToDevice()
-        if self._optimizer is not None:
-            self._update_optimizer()
-        if isinstance(self._optimizer, Optimizer):
-            goes_on = self._optimizer.has_state()
-            self._optimizer.ipu_state_is_dirty, self._optimizer.host_state_is_dirty = goes_on, not goes_on
-            self._write_optimizer_state()
+        if self._device_optimizer is not None:
+            self._device_optimizer.attach()
         if self._rng_state is not None:
             self._compiled().random_state = self._rng_state
 
@@ -428,7 +374,8 @@ class PoplarExecutor:
             self._fetch_trained_weights()
         assert self._executable_inputs is not None, "a compiled model knows its inputs"
         self._executable_inputs.validate(inputs)
-        self._write_optimizer_state()
+        if self._device_optimizer is not None:
+            self._device_optimizer.write_state()
         with self._profiling.tracepoint("modelExecution"):
             outputs, anchors = session.run(inputs.tensors(self._executable_inputs))
         self._anchor_memory.update(anchors)
@@ -450,8 +397,8 @@ class PoplarExecutor:
     def _after_run(self) -> None:
         self._host_rng_state_is_dirty = True
         self._dirty_host_weights = self._training
-        if isinstance(self._optimizer, Optimizer):
-            self._optimizer.host_state_is_dirty = True
+        if self._device_optimizer is not None:
+            self._device_optimizer.has_run()
 
     def _rebuild(self, outputs: list[torch.Tensor]) -> Any:
         for output in outputs:
@@ -522,66 +469,9 @@ class PoplarExecutor:
         return latency.between(self.getPerfCounters(), ("input", min), ("output_complete", max))
 
 
-def _own_options(options: Options | None, training: bool) -> Options:
-    """The executor's copy of the user's options, with the output mode decided."""
-    if options is not None and not isinstance(options, Options):
-        raise poptorch_error(f"options must be a poptorch.Options, not {options!r}")
-    if options is not None:
-        options._freeze()
-    own = options.clone() if options is not None else Options()
-    _check_counts(own)
-    if own.defaultOutputMode():
-        own.outputMode(OutputMode.Final if training else OutputMode.All)
-    if not training and own.Training.gradient_accumulation != 1:
-        message = (
-            "You must set poptorch.Options().Training.gradientAccumulation to 1 or leave it as its default value (1) "
-            "when running a poptorch.inferenceModel()."
-        )
-        if is_pipelined(own._execution_strategy):
-            message += (
-                " Use poptorch.Options().deviceIterations to process a sufficient number of batches each run "
-                "for pipelined execution instead."
-            )
-        raise poptorch_error(message)
-    for anchor in own.anchored_tensors.values():
-        if anchor[1]:
-            anchor[2] = OutputMode(own.output_mode)
-            anchor[3] = own.output_return_period if anchor[2] == OutputMode.EveryN else anchor[3]
-    return own
-
-
-def _check_counts(options: Options) -> None:
-    counts = {
-        "deviceIterations": options.device_iterations,
-        "replicationFactor": options.replication_factor,
-        "Training.gradientAccumulation": options.Training.gradient_accumulation,
-    }
-    for name, count in counts.items():
-        if count < 1:
-            raise poptorch_error(f"poptorch.Options().{name}({count}): it must be 1 or more.")
-
-
 def _refuse_backward(*_: Any, **__: Any) -> None:
     raise poptorch_error(
         "backward() cannot be called explicitly on outputs of a PopTorch model. If you're using a trainingModel, the "
         "backwards pass is performed automatically when invoking the model. If you're using an inferenceModel, you "
         "should use a trainingModel instead."
     )
-
-
-def _register(hooks: Hooks, hook: Callable[[], None]) -> RemovableHandle:
-    if not callable(hook):
-        raise RuntimeError(f"A hook must be callable, not {hook!r}")
-    handle = RemovableHandle(hooks)
-    hooks[handle.id] = hook
-    return handle
-
-
-def registerPreCompileHook(hook: Callable[[], None]) -> RemovableHandle:
-    """Call `hook` before each model is compiled, until the handle is removed."""
-    return _register(PoplarExecutor._precompile_hooks, hook)
-
-
-def registerPostCompileHook(hook: Callable[[], None]) -> RemovableHandle:
-    """Call `hook` after each model is compiled, until the handle is removed."""
-    return _register(PoplarExecutor._postcompile_hooks, hook)
