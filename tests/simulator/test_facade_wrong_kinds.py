@@ -99,7 +99,7 @@ def test_only_training_models_take_optimizers_and_only_modules_train() -> None:
     run = poptorch.inferenceModel(nn.Linear(3, 2), _options())
     with pytest.raises(poptorch.Error, match=re.escape("this model only infers")):
         run.setOptimizer(torch.optim.SGD(run.model.parameters(), lr=0.1))
-    with pytest.raises(TypeError, match=re.escape("Expected a torch.nn.Module, which has parameters")):
+    with pytest.raises(TypeError, match=re.escape("trainingModel takes a torch.nn.Module")):
         poptorch.trainingModel(torch.sin, _options())
 
 
@@ -152,3 +152,47 @@ def test_products_of_integers_and_numbers_are_refused_as_by_torch(product: Any, 
         product(operand)
     with pytest.raises(poptorch.Error, match=f"operands must have the same dtype.*{dtype}"):
         poptorch.inferenceModel(product, _options())(operand)
+
+
+X = torch.ones(2, 3)
+START = torch.tensor([0])
+SERIALIZED = poptorch.MatMulSerializationMode.ReducingDim
+PROBS = torch.ones(4, 2, 5)
+
+
+@pytest.mark.parametrize("captured", [True, False])
+@pytest.mark.parametrize(
+    ("call", "kind", "said"),
+    [
+        (lambda x: poptorch.serializedMatMul(3, x, SERIALIZED, 1), poptorch.Error, "lhs must be a Tensor"),
+        (lambda x: poptorch.serializedMatMul(x, x, "m", 1), AssertionError, "MatMulSerializationMode, not 'm'"),
+        (lambda x: poptorch.serializedMatMul(x, x, SERIALIZED, 1.5), AssertionError, "factor must be an int"),
+        (lambda x: poptorch.set_overlap_for_input(x, None), poptorch.Error, "must be a OverlapMode"),
+        (lambda x: poptorch.set_overlap_for_output(x, 1), poptorch.Error, "must be a OverlapMode"),
+        (lambda x: poptorch.set_available_memory(x, "half"), poptorch.Error, "is 'half', and must be"),
+        (lambda x: poptorch.custom_op(None, "Cube", "d", 1, [x]), poptorch.Error, "inputs must be a list"),
+        (lambda x: poptorch.custom_op(x, "Cube", "d", 1, [x]), poptorch.Error, "inputs must be a list"),
+        (lambda x: poptorch.custom_op([x], "Cube", "d", 1, [3]), poptorch.Error, "example_outputs[0] must be"),
+        (lambda x: poptorch.custom_op([x], "Cube", "d", "1", [x]), poptorch.Error, "domain_version must be a int"),
+        (lambda x: poptorch.custom_op([x], 3, "d", 1, [x]), poptorch.Error, "name must be a str"),
+        (lambda x: poptorch.custom_op([x], "Cube", "d", 1, [x], 5), poptorch.Error, "attributes must be a dict"),
+        (lambda x: poptorch.for_loop(2, None, [x]), TypeError, "body must be a function of tensors, not None"),
+        (lambda x: poptorch.cond(x[:1, 0], abs, [x], 3, [x]), TypeError, "else_body must be a function"),
+        (lambda x: poptorch.cond(x[:1, 0], abs, [3], abs, [x]), poptorch.Error, "then_inps[0] must be a Tensor"),
+        (lambda x: poptorch.CPU(3, "cpu")(x), TypeError, "calls a function or a module, not 3"),
+        (lambda x: poptorch.dynamic_slice(x, 2, START.to(x.device), 1, 1), IndexError, "out of range"),
+        (lambda x: poptorch.dynamic_update(x, x, 0, START.to(x.device), 1), poptorch.Error, "must have [1, 3]"),
+        (lambda x: poptorch.ctc_beam_search_decoder(PROBS, START), poptorch.Error, "must have [2]"),
+        (lambda x: poptorch.ctc_beam_search_decoder(PROBS, PROBS[0, :, 0], 5), poptorch.Error, "one of 5 classes"),
+        (lambda x: poptorch.ctc_beam_search_decoder(PROBS, PROBS[0, :, 0], 0, 2, 3), poptorch.Error, "most the beam"),
+    ],
+)
+def test_an_argument_of_another_kind_is_named(call: Any, kind: type[Exception], said: str, captured: bool) -> None:
+    run = poptorch.inferenceModel(Tensors(lambda m, x: call(x)), _options()) if captured else call
+    with pytest.raises(kind, match=re.escape(said)):
+        run(X)
+
+
+def test_a_parser_is_for_a_class() -> None:
+    with pytest.raises(poptorch.Error, match="registered for a class, not for 3"):
+        poptorch.registerCustomArgParser(3, None)

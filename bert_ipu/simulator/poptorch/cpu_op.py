@@ -24,6 +24,8 @@ class CPU:
     """One is asked for its shapes now, while a model is compiled."""
 
     def __init__(self, layer_to_call: Callable[..., Any], ID: str) -> None:
+        if not callable(layer_to_call):
+            raise TypeError(f"poptorch.CPU calls a function or a module, not {layer_to_call!r}.")
         self._layer_to_call = layer_to_call
         if isinstance(layer_to_call, torch.nn.Module):
             layer_to_call.requires_grad_(False)

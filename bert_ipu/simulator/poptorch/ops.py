@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch._prims_common import canonicalize_dim
 
 from ..errors import SimulatorUnsupported, poptorch_error
 from ..graph import capture
@@ -27,6 +28,23 @@ def _check(function: str, kind: type, **arguments: Any) -> None:
             raise poptorch_error(f"poptorch.{function}: {name} must be a {kind.__name__}, not {type(value)}.")
 
 
+def _check_body(function: str, **bodies: Any) -> None:
+    """Raise TypeError for the body of a loop or branch that cannot be called."""
+    for name, body in bodies.items():
+        if not callable(body):
+            raise TypeError(f"poptorch.{function}: {name} must be a function of tensors, not {body!r}.")
+
+
+def _tensors(function: str, name: str, values: Any) -> list[Tensor]:
+    """An argument that holds tensors, as a list. Raises Error for what holds anything else."""
+    if isinstance(values, Tensor) or not isinstance(values, Iterable):
+        raise poptorch_error(f"poptorch.{function}: {name} must be a list or tuple of tensors, not {type(values)}.")
+    tensors = list(values)
+    for index, each in enumerate(tensors):
+        _check(function, Tensor, **{f"{name}[{index}]": each})
+    return tensors
+
+
 def ctc_beam_search_decoder(
     probs: Tensor, lengths: Tensor, blank: int = 0, beam_width: int = 100, top_paths: int = 1
 ) -> list[Tensor]:
@@ -39,13 +57,25 @@ def ctc_beam_search_decoder(
         raise poptorch_error(
             f"poptorch.ctc_beam_search_decoder: probs has shape {list(probs.shape)}, and must have [T, B, classes]."
         )
+    _check("ctc_beam_search_decoder", int, blank=blank, beam_width=beam_width, top_paths=top_paths)
+    _, batch, classes = probs.shape
+    if lengths.shape != (batch,):
+        raise poptorch_error(
+            f"poptorch.ctc_beam_search_decoder: lengths has shape {list(lengths.shape)}, and must have [{batch}], one "
+            "for each sequence of probs."
+        )
+    if not (0 <= blank < classes and 1 <= top_paths <= beam_width):
+        raise poptorch_error(
+            f"poptorch.ctc_beam_search_decoder: blank is {blank}, and must be one of {classes} classes; top_paths is "
+            f"{top_paths}, and must be at least 1 and at most the beam_width, {beam_width}."
+        )
 
     def decode(probs: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         return beam_search(probs, lengths, blank, beam_width, top_paths)
 
     if not is_recording():
         return list(decode(probs, lengths))
-    steps, batch = probs.shape[:2]
+    steps = probs.shape[0]
     outputs = (
         ((batch, top_paths), torch.float32),
         ((batch, top_paths), torch.int32),
@@ -104,6 +134,7 @@ def for_loop(count: int, body: Callable[..., Any], inputs: list[Tensor]) -> list
                 f"poptorch.for_loop: inputs[{index}] is a {type(each)}. "
                 f"(Object contained in list at index {index} is not torch.tensor)"
             )
+    _check_body("for_loop", body=body)
     if is_recording():
         return recording.for_loop(count, _returning_list(body), inputs)
     for _ in range(count):
@@ -125,6 +156,9 @@ def cond(
         )
     if not isinstance(condition, Tensor) or condition.numel() != 1:
         raise ValueError(f"poptorch.cond: condition must be a tensor of one element, not {condition!r}.")
+    _tensors("cond", "then_inps", then_inps)
+    _tensors("cond", "else_inps", else_inps)
+    _check_body("cond", then_body=then_body, else_body=else_body)
     then, other = _returning_list(then_body), _returning_list(else_body)
     if is_recording():
         return recording.cond(condition, then, then_inps, other, else_inps)
@@ -169,6 +203,7 @@ def dynamic_slice(tensor: Tensor, dim: int, start: Tensor, size: int, step: int)
     _check("dynamic_slice", Tensor, tensor=tensor, start=start)
     _check("dynamic_slice", int, dim=dim, size=size, step=step)
     rows = _rows(start, size, step)
+    dim = canonicalize_dim(tensor.dim(), int(dim))
     if is_recording() and tensor.shape[dim] % size:
         raise poptorch_error(
             f"The size of the slice ({size}) must be a factor of the slicing dimension ({tensor.shape[dim]})."
@@ -183,6 +218,14 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
     if input.dim() != src.dim():
         raise poptorch_error(
             f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})"
+        )
+    dim = canonicalize_dim(input.dim(), int(dim))
+    rows = list(input.shape)
+    rows[dim] = size
+    if list(src.shape) != rows:
+        raise poptorch_error(
+            f"poptorch.dynamic_update: src has shape {list(src.shape)}, and must have {rows}, as much of input as it "
+            "replaces."
         )
     wanted, given = (device_dtype(t.dtype) if is_recording() else t.dtype for t in (input, src))
     if wanted != given:
@@ -228,9 +271,12 @@ def serializedMatMul(
     lhs: Tensor, rhs: Tensor, mode: MatMulSerializationMode, factor: int = 0, keep_precision: bool = False
 ) -> Tensor:
     """A matrix product computed in `factor` pieces, to need less memory at once."""
-    assert isinstance(keep_precision, bool)
-    assert isinstance(factor, int)
-    assert isinstance(mode, MatMulSerializationMode)
+    _check("serializedMatMul", Tensor, lhs=lhs, rhs=rhs)
+    assert isinstance(keep_precision, bool), f"keep_precision must be True or False, not {keep_precision!r}"
+    assert isinstance(factor, int), f"factor must be an int, not {factor!r}"
+    assert isinstance(mode, MatMulSerializationMode), (
+        f"mode must be a poptorch.MatMulSerializationMode, not {mode!r}"
+    )
     if is_recording():
         _check_serialization(lhs, rhs, mode, factor)
     serialization = {"mode": mode.value, "factor": factor, "keep_precision": keep_precision}
@@ -240,14 +286,17 @@ def serializedMatMul(
 def set_available_memory(tensor: Tensor, available_memory_proportion: float) -> Tensor:
     """Limit the temporary memory of the operator that made the tensor; changes no result."""
     _check("set_available_memory", Tensor, tensor=tensor)
-    if is_recording() and not 0 < available_memory_proportion <= 1:
+    if not isinstance(available_memory_proportion, (int, float)) or (
+        is_recording() and not 0 < available_memory_proportion <= 1
+    ):
         raise poptorch_error(
-            f"available_memory_proportion is {available_memory_proportion}, and must be above 0 and at most 1."
+            f"available_memory_proportion is {available_memory_proportion!r}, and must be above 0 and at most 1."
         )
     return mark(tensor, "available_memory_proportion", available_memory_proportion)  # type: ignore[no-any-return]
 
 
 def _set_overlap(tensors: Any, mode: OverlapMode, direction: str) -> Any:
+    _check(f"set_overlap_for_{direction}", OverlapMode, mode=mode)
     if not is_recording():
         return tensors
     marked = (
@@ -296,15 +345,19 @@ def custom_op(
     Outside a captured forward the outputs are zeros, as the operator exists on the IPU only.
     Raises ValueError for attributes that are not floats, ints, ASCII strings, or lists of one of them.
     """
-    examples = list(example_outputs)
+    operands = _tensors("custom_op", "inputs", inputs)
+    examples = _tensors("custom_op", "example_outputs", example_outputs)
+    _check("custom_op", str, name=name, domain=domain)
+    _check("custom_op", int, domain_version=domain_version)
+    _check("custom_op", dict, attributes={} if attributes is None else attributes)
     _check_attributes(attributes or {})
     if not is_recording():
         return [torch.zeros_like(example) for example in examples]
     if (domain, name) == ("poptorch.custom_ops", "FastGatherLastDim"):
-        return [_fast_gather_last_dim(*inputs)]
+        return [_fast_gather_last_dim(*operands)]
     outputs = emit(
         ipu.custom_op,
-        *inputs,
+        *operands,
         name=name,
         domain=domain,
         version=domain_version,
@@ -315,8 +368,11 @@ def custom_op(
     return list(outputs)
 
 
-def _fast_gather_last_dim(data: Tensor, index: Tensor) -> Tensor:
+def _fast_gather_last_dim(*operands: Tensor) -> Tensor:
     """The custom operator inside PopTorch's library: `gather` along the last dimension of tensors that fit."""
+    if len(operands) != 2:
+        raise poptorch_error(f"FastGatherLastDim takes two inputs, data and an index, not {len(operands)}.")
+    data, index = operands
     if not data.dtype.is_floating_point or device_dtype(index.dtype) not in (torch.int32, torch.int16):
         raise poptorch_error(
             f"FastGatherLastDim takes float data and an int32 index, not {data.dtype} and {index.dtype}."

@@ -29,12 +29,14 @@ class ICustomArgParser(abc.ABC):
 
 def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser | None) -> None:
     """Use `arg_parser` for instances of `arg_data_type`; None forgets it."""
+    if not isinstance(arg_data_type, type):
+        raise poptorch_error(f"A parser is registered for a class, not for {arg_data_type!r}.")
     if arg_parser is None:
         custom_arg_parsers.pop(arg_data_type, None)
         return
     if not isinstance(arg_parser, ICustomArgParser):
         raise poptorch_error(
-            f"The parser of {arg_data_type.__name__} is {arg_parser!r}, and must be of a class derived from "
+            f"The parser of {arg_data_type} is {arg_parser!r}, and must be of a class derived from "
             "poptorch.ICustomArgParser."
         )
     custom_arg_parsers[arg_data_type] = arg_parser
