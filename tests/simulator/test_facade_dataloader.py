@@ -128,7 +128,7 @@ def test_a_batch_samplers_batches_are_joined() -> None:
     assert [[int(row[0]) for row in batch] for batch in kept] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     dropped = poptorch.DataLoader(_options(2), Numbers(10), batch_sampler=sampler)
     assert [len(batch) for batch in dropped] == [4, 4]
-    with pytest.raises(poptorch.Error, match="mutually exclusive with batch_size"):
+    with pytest.raises(poptorch.Error, match="leave batch_size and shuffle out"):
         poptorch.DataLoader(_options(), Numbers(10), batch_sampler=sampler, batch_size=2)
 
 
@@ -173,9 +173,13 @@ def test_a_dataset_too_small_for_its_processes_is_refused() -> None:
     assert _rows(poptorch.DataLoader(options, Numbers(7), batch_size=2, drop_last=False)) == [0, 1, 2, 3]
 
 
-def test_a_shuffled_share_shifts_by_what_one_share_leaves_over() -> None:
+@pytest.mark.parametrize("mode", [poptorch.DataLoaderMode.Sync, poptorch.DataLoaderMode.Async])
+def test_a_shuffled_share_shifts_by_what_one_share_leaves_over(mode: poptorch.DataLoaderMode) -> None:
     """`num_elts % per_proc` of PopTorch's `_SubDataset`: 15 rows by steps of 4 for 2 processes leave 15 % 4 = 3."""
     options = _options(processes=2, seed=1)
-    loader = poptorch.DataLoader(options, Numbers(15), batch_size=4, shuffle=True)
-    order = torch.randperm(15, generator=torch.Generator().manual_seed(1)).tolist()
-    assert _rows(loader) == order[3:7]
+    loader = poptorch.DataLoader(options, Numbers(15), batch_size=4, shuffle=True, mode=mode)
+    generator = torch.Generator().manual_seed(1)
+    for start in (3, 0, 3):
+        order = torch.randperm(15, generator=generator).tolist()
+        assert _rows(loader) == order[start : start + 4]
+    loader.terminate()

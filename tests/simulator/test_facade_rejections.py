@@ -83,7 +83,7 @@ def test_the_environment_asks_for_the_ipu_model(
 
     monkeypatch.setenv("POPTORCH_IPU_MODEL", "1")
     assert not poptorch.ipuHardwareIsAvailable()
-    with pytest.raises(AssertionError, match="No IPU hardware available"):
+    with pytest.raises(AssertionError, match="There is no IPU here"):
         poptorch.ipuHardwareVersion()
     capsys.readouterr()
     poptorch.inferenceModel(nn.Linear(4, 4), three(_options())).compile(torch.rand(3, 4))

@@ -13,6 +13,7 @@ from ._logging import logger
 from .accessor import AsynchronousDataAccessor
 from .enums import DataLoaderMode
 from .options import Options
+from .options_dict import require
 from .structure import combined_batches
 
 BatchSampler = torch.utils.data.Sampler[Any] | Iterable[Sequence[int]]
@@ -24,13 +25,14 @@ class _ProcessShare:
     With dropped remainders all parts are equally long, and every second epoch shifts by what is left over.
     """
 
-    def __init__(self, dataset: Any, options: Options, step: int, drop_last: bool) -> None:
+    def __init__(self, dataset: Any, options: Options, step: int, drop_last: bool, shuffle: bool) -> None:
         count, processes, process = (
             len(dataset),
             options.Distributed.numProcesses,
             options.Distributed.processId,
         )
-        self._left_over = 0
+        self._dataset = dataset
+        self._shift = self._left_over = 0
         if drop_last:
             self._length = step * (count // (step * processes))
             if not self._length:
@@ -44,32 +46,19 @@ class _ProcessShare:
             lengths = [count // processes + (each < count % processes) for each in range(processes)]
             self._length = lengths[process]
             self._start = sum(lengths[:process])
-        self._shift = 0
-        self._dataset = dataset
-        self._seed = options.random_seed if options.exists("random_seed") else None
-        self._generator_state: torch.Tensor | None = None
         self._order: torch.Tensor | None = None
+        if shuffle:
+            # In shared memory, where workers that live on see the orders of later epochs.
+            self._order = torch.arange(count).share_memory_()  # type: ignore[no-untyped-call]
+            self._random_state = torch.Generator().manual_seed(options.random_seed).get_state()
 
-    def shuffle(self) -> None:
-        """Draw the next order of the whole data set, the same in every process."""
-        generator = torch.Generator()
-        if self._generator_state is not None:
-            generator.set_state(self._generator_state)
-        else:
-            assert self._seed is not None, (
-                "Processes need one seed to draw the same order: call Options.randomSeed()"
-            )
-            generator.manual_seed(self._seed)
-        order = torch.randperm(len(self._dataset), generator=generator)
-        if self._order is None:
-            self._order = order.share_memory_()  # type: ignore[no-untyped-call]  # persistent workers must see later orders
-        else:
-            self._order.copy_(order)
-        self._generator_state = generator.get_state()
-
-    def swap_range(self) -> None:
-        """Leave out the other end of the data set than last time."""
+    def begin_epoch(self) -> None:
+        """Draw the next order of the whole data set, the same in every process; leave out its other end."""
         self._shift = self._left_over - self._shift
+        if self._order is not None:
+            generator = torch.Generator().set_state(self._random_state)
+            self._order.copy_(torch.randperm(len(self._order), generator=generator))
+            self._random_state = generator.get_state()
 
     def __len__(self) -> int:
         return self._length
@@ -110,7 +99,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         batch_sampler: BatchSampler | None = None,
         **kwargs: Any,
     ) -> None:
-        assert isinstance(options, Options), f"options must be poptorch.Options, not {type(options)}"
+        require(options, Options)
         self._accessor: AsynchronousDataAccessor | None = None
         self._is_user_batch_sampler_set = batch_sampler is not None
         if batch_sampler is not None:
@@ -136,8 +125,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         rebatched_size = self._rebatched_size(mode, drop_remainder)
         if rebatched_size is not None and rebatched_worker_size is not None:
             assert rebatched_worker_size <= rebatched_size, (
-                f"The rebatched_worker_size ({rebatched_worker_size}) must be <= to the combined batch size "
-                f"({rebatched_size})"
+                f"rebatched_worker_size is {rebatched_worker_size}; a call takes {rebatched_size}, which is the most"
             )
             size = rebatched_worker_size
         by_batch = batch_sampler is None and size is not None
@@ -158,8 +146,7 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self, async_options: dict[str, Any], rebatched_size: int | None
     ) -> AsynchronousDataAccessor:
         assert "rebatched_size" not in async_options, (
-            "You cannot use DataLoaderMode.AsyncRebatched and manually specify the rebatched_size "
-            "in async_options"
+            "async_options has a rebatched_size, which the DataLoader works out from batch_size and its options"
         )
         return AsynchronousDataAccessor(self, **async_options, rebatched_size=rebatched_size)
 
@@ -175,44 +162,34 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self, auto_distributed_partitioning: bool, num_workers: int, kwargs: dict[str, Any]
     ) -> None:
         assert not auto_distributed_partitioning or self._options.Distributed.numProcesses == 1, (
-            "auto_distributed_partitioning not supported for IterableDataset"
+            "An IterableDataset cannot be divided among processes: let it yield what this one is to read, and give "
+            "auto_distributed_partitioning=False"
         )
         if num_workers > 1 and "worker_init_fn" not in kwargs:
             logger.warning(
-                "IterableDataset used with num_workers=%d but no worker_init_fn specified: every element comes "
-                "%d times, once from each worker (see torch.utils.data.IterableDataset)",
-                num_workers,
+                "Each of %d workers reads the whole IterableDataset, so that every element comes as often: divide it "
+                "by a worker_init_fn",
                 num_workers,
             )
 
     def _warn_of_remainder(self, count: int, batch_size: int | None, batch_sampler: Any) -> None:
-        advice = "and drop_last=False. To avoid handling this special case switch to drop_last=True."
+        smaller = (
+            "The last batch will have %d rows, fewer than the others: %d %s, of which a call takes %d. %s"
+        )
+        advice = "drop_last=True leaves it out."
         if batch_sampler is not None:
-            batches = _length_or_none(batch_sampler)
+            batches, step = _length_or_none(batch_sampler), self._batches_to_combine
             if batches is None:
                 logger.warning(
-                    "The batch sampler has no length: the last tensor may be incomplete %s", advice
+                    "The last batch may be smaller: the batch_sampler does not say its length. %s", advice
                 )
-            elif batches % self._batches_to_combine:
-                logger.warning(
-                    "The number of batches of the batch sampler (%d) is not divisible by the number of batches "
-                    "processed per step (%d): the last tensor will have a batch size of %d, %s",
-                    batches,
-                    self._batches_to_combine,
-                    batches % self._batches_to_combine * (batch_size or 1),
-                    advice,
-                )
+            elif batches % step:
+                rows = batches % step * (batch_size or 1)
+                logger.warning(smaller, rows, batches, "batches come from the batch_sampler", step, advice)
         elif self._combined_batch_size is not None:
             step = self._combined_batch_size * self._options.Distributed.numProcesses
             if count % step:
-                logger.warning(
-                    "The number of elements in the dataset (%d) is not divisible by the number of elements "
-                    "processed per step (%d): the last tensor will have a batch size of %d, %s",
-                    count,
-                    step,
-                    count % step,
-                    advice,
-                )
+                logger.warning(smaller, count % step, count, "elements are in the data set", step, advice)
 
     def _share(
         self, dataset: Any, shuffle: bool | None, drop_last: bool, auto_distributed_partitioning: bool
@@ -221,13 +198,14 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         if self._options.Distributed.numProcesses == 1 or not auto_distributed_partitioning:
             return dataset, False
         assert not shuffle or self._options.exists("random_seed"), (
-            "When using auto_distributed_partitioning you must set poptorch.Options.randomSeed() "
-            "to ensure that tensors are in the same order in all processes."
+            "All processes must draw the same order, to divide the data: call Options.randomSeed() in each"
         )
         assert self._combined_batch_size is not None, (
-            "batch_size=None not allowed when using auto_distributed_partitioning."
+            "Without a batch_size the data cannot be divided among processes: give one, or "
+            "auto_distributed_partitioning=False"
         )
-        return _ProcessShare(dataset, self._options, self._combined_batch_size, drop_last), bool(shuffle)
+        share = _ProcessShare(dataset, self._options, self._combined_batch_size, drop_last, bool(shuffle))
+        return share, bool(shuffle)
 
     def _rebatched_size(self, mode: DataLoaderMode, drop_last: bool) -> int | None:
         """The batch that the worker makes of smaller or incomplete ones; None if it passes them on."""
@@ -274,12 +252,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         self.terminate()
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        if self._shuffle_share:
-            share: Any = self.dataset
-            share.shuffle()
-            share.swap_range()
         if self._accessor is not None:
-            return iter(self._accessor)
+            return iter(self._accessor)  # Its process has this loader without one, and begins epochs there.
+        if self._shuffle_share:
+            self.dataset.begin_epoch()  # type: ignore[attr-defined]
         if self._is_user_batch_sampler_set and self._batches_to_combine != 1:
             return combined_batches(
                 super().__iter__(), self._batches_to_combine, self.batch_sampler_drop_last
@@ -291,8 +267,10 @@ def _check_batch_sampler(
     options: Options, batch_size: int | None, shuffle: bool | None, auto_distributed_partitioning: bool
 ) -> None:
     if batch_size != 1 or shuffle:
-        raise poptorch_error("`batch_sampler` option is mutually exclusive with batch_size, shuffle.")
+        raise poptorch_error(
+            "A batch_sampler makes batches and their order: leave batch_size and shuffle out."
+        )
     if options.Distributed.numProcesses > 1 and auto_distributed_partitioning:
         raise poptorch_error(
-            "`batch_sampler` option is mutually exclusive with auto_distributed_partitioning=True."
+            "A batch_sampler says what this process reads: give auto_distributed_partitioning=False."
         )

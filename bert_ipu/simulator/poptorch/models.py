@@ -27,7 +27,9 @@ def trainingModel(
     if isinstance(model, PoplarExecutor):
         model = model.model
     if not isinstance(model, torch.nn.Module):
-        raise TypeError(f"Expected a torch.nn.Module, which has parameters to train, not {type(model)}")
+        raise TypeError(
+            f"trainingModel takes a torch.nn.Module, whose parameters it trains, not {type(model)}"
+        )
     if wrapping.isWrapped(model):
         raise RuntimeError(
             "Model has already been wrapped in 'poptorch.trainingModel'. "
@@ -56,10 +58,10 @@ def load(filename: str, edit_opts_fn: Callable[[Options], None] | None = None) -
     saved = export.saved_model(contents, filename)
     if edit_opts_fn is not None:
         edit_opts_fn(saved.options)
-    if saved.training:
-        executor = trainingModel(saved.model, saved.options, saved.optimizer)
-    else:
-        executor = inferenceModel(saved.model, saved.options)
+    of_both = {"model": saved.model, "options": saved.options}
+    executor = (
+        trainingModel(**of_both, optimizer=saved.optimizer) if saved.training else inferenceModel(**of_both)
+    )
     executor.loadExecutable(filename)
     rng_state = export.saved_rng_state(contents)
     if rng_state is not None:
@@ -74,5 +76,5 @@ def ipuHardwareIsAvailable(num_ipus: int = 1) -> bool:
 
 def ipuHardwareVersion() -> int:
     """The version of the simulated IPU: 2, a Mk2. Raises AssertionError where POPTORCH_IPU_MODEL is set."""
-    assert not model_is_asked_for(), "No IPU hardware available on this system: POPTORCH_IPU_MODEL is set"
+    assert not model_is_asked_for(), "There is no IPU here: POPTORCH_IPU_MODEL asks for the IPU Model"
     return 2

@@ -10,18 +10,19 @@ import torch
 from ..errors import poptorch_error
 from . import recording
 from .enums import MultiConvPlanType
+from .options_dict import require
 
 _numbers = itertools.count()
 
 
 def _per_convolution(name: str, value: Any, kind: type) -> Any:
-    if value is None or isinstance(value, kind):
-        return value if value is None else (value,)
-    if isinstance(value, (list, tuple)) and value and all(isinstance(each, kind) for each in value):
-        return value
-    raise AssertionError(
-        f"Invalid {name}! Expected a {kind.__name__}, or one for each convolution, not {value!r}"
+    if value is None:
+        return None
+    values = value if isinstance(value, (list, tuple)) else (value,)
+    assert values and all(isinstance(each, kind) for each in values), (
+        f"{name} takes a {kind.__name__}, or one for each convolution, not {value!r}"
     )
+    return values
 
 
 class MultiConv:
@@ -37,14 +38,14 @@ class MultiConv:
 
     def availableMemoryProportions(self, value: float | list[float]) -> MultiConv:
         """Memory for each convolution's temporaries."""
-        self._available_memory_proportions = _per_convolution("available memory proportion", value, float)
+        self._available_memory_proportions = _per_convolution("availableMemoryProportions", value, float)
         return self
 
     def partialsTypes(self, value: torch.dtype | list[torch.dtype]) -> MultiConv:
         """The type of each convolution's partial sums: torch.float or torch.half."""
         dtypes = tuple(value) if isinstance(value, (list, tuple)) else (value,)
         if any(dtype not in (torch.float32, torch.float16) for dtype in dtypes):
-            raise ValueError(f"Invalid partials types. Expecting torch.float or torch.half, not {value}")
+            raise ValueError(f"Invalid partials types {value}: they are torch.float or torch.half")
         self._partials_types = dtypes
         return self
 
@@ -52,26 +53,26 @@ class MultiConv:
         """Spread convolutions over tiles."""
         values = value if isinstance(value, (list, tuple)) else (value,)
         if value is not None and not all(isinstance(each, bool) for each in values):
-            raise ValueError(f"value must be bool or list of bools, not {value!r}")
+            raise ValueError(f"enableConvDithering takes a bool, or one for each convolution, not {value!r}")
         self._enable_conv_ditherings = None if value is None else values
         return self
 
     def planType(self, value: MultiConvPlanType) -> MultiConv:
         """Side by side or one after the other."""
         if value is not None and not isinstance(value, MultiConvPlanType):
-            raise AssertionError(f"Invalid plan type! Expected a MultiConvPlanType, not {value!r}")
+            raise AssertionError(f"Invalid plan type {value!r}: it is a poptorch.MultiConvPlanType, or None")
         self._plan_type = value
         return self
 
     def perConvReservedTiles(self, value: int) -> MultiConv:
         """Tiles that each convolution gets at least."""
-        assert isinstance(value, int)
+        require(value, int)
         self._per_conv_reserved_tiles = value
         return self
 
     def cycleBackOff(self, value: float) -> MultiConv:
         """How much longer than the fastest plan one may take."""
-        assert isinstance(value, float)
+        require(value, float)
         self._cycle_back_off = value
         return self
 
@@ -81,7 +82,7 @@ class MultiConv:
             return
         if annotations.multi_conv is not None:
             raise poptorch_error(
-                "Nested poptorch.MultiConv is not supported: end one before the next begins."
+                "Nested poptorch.MultiConv is not supported: leave one before entering the next."
             )
         annotations.multi_conv = next(_numbers)
 
@@ -95,7 +96,7 @@ class MultiConv:
         convolutions = recording.convolutions_of(number)
         if not convolutions:
             raise poptorch_error(
-                "Unexpected end_multi_conv: there is no convolution inside this poptorch.MultiConv."
+                "Unexpected end_multi_conv: this poptorch.MultiConv has no convolution in it."
             )
         for name in ("available_memory_proportions", "enable_conv_ditherings", "partials_types"):
             given = getattr(self, f"_{name}")
