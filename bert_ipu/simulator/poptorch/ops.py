@@ -219,18 +219,17 @@ def dynamic_update(input: Tensor, src: Tensor, dim: int, start: Tensor, size: in
         raise poptorch_error(
             f"input and src tensors must have same dimensionality. ({input.dim()}) vs ({src.dim()})"
         )
-    dim = canonicalize_dim(input.dim(), int(dim))
-    rows = list(input.shape)
-    rows[dim] = size
-    if list(src.shape) != rows:
-        raise poptorch_error(
-            f"poptorch.dynamic_update: src has shape {list(src.shape)}, and must have {rows}, as much of input as it "
-            "replaces."
-        )
     wanted, given = (device_dtype(t.dtype) if is_recording() else t.dtype for t in (input, src))
     if wanted != given:
         raise poptorch_error(f"input and src tensor must have same dtype. ({wanted} vs {given})")
-    operands = (input, dim, _rows(start, size, 1).long(), src.to(input.dtype))
+    rows = _rows(start, size, 1).long()
+    dim = canonicalize_dim(input.dim(), int(dim))
+    replaced = [*input.shape[:dim], size, *input.shape[dim + 1 :]]
+    if list(src.shape) != replaced:
+        raise poptorch_error(
+            f"poptorch.dynamic_update: src has shape {list(src.shape)}, and must have {replaced}, as what it replaces."
+        )
+    operands = (input, dim, rows, src.to(input.dtype))
     current = capture.current()
     if current is None:
         return torch.index_copy(*operands)
