@@ -77,12 +77,12 @@ def optimizer_class(optimizer: torch.optim.Optimizer) -> tuple[type[optim.Optimi
     known: set[type] = {kind for torch_class, popt_class, _ in _CLASSES for kind in (torch_class, popt_class)}
     found = next((row for row in _CLASSES if isinstance(optimizer, row[0])), None)
     assert found is not None, (
-        f"Unsupported optimizer type {type(optimizer).__name__}. Types supported: {', '.join(KINDS)}"
+        f"The IPU has no optimizer {type(optimizer).__name__}; it has {', '.join(KINDS)}"
     )
     if type(optimizer) not in known:
         logger.warning(
-            "Optimizer `%s` subclasses one of poptorch.optim or torch.optim. Poptorch does not run Python "
-            "optimizer code directly: PopART's own optimizer runs, whatever the subclass changes.",
+            "Poptorch does not run Python optimizer code directly: what %s changes of the class it derives from has no "
+            "effect.",
             type(optimizer).__name__,
         )
     return found[1], _kind(optimizer, found[2])
@@ -102,8 +102,7 @@ def _same_centered(optimizer: torch.optim.Optimizer) -> bool:
     first = optimizer.param_groups[0]["centered"]
     for index, group in enumerate(optimizer.param_groups):
         assert group["centered"] == first, (
-            "All parameter groups must have the same value for the 'centered' attribute "
-            f"(Group 0: {first} / Group {index}: {group['centered']})"
+            f"centered is {first} in group 0 and {group['centered']} in group {index}: make it the same in all groups"
         )
     return bool(first)
 
@@ -142,10 +141,10 @@ class _Reader:
         if name == "centered":
             return {}
         value = group.get(name, _GROUP_DEFAULTS.get(name))
-        assert value is not None, f"Mandatory attribute {name} not found in optimizer group"
+        assert value is not None, f"A parameter group of the optimizer has no {name}"
         if name == "amsgrad":
             if value:
-                raise ValueError("Only non-amsgrad Adam/AdamW optimizers are supported.")
+                raise ValueError("The IPU has no AMSGrad: set amsgrad=False.")
             return {}
         if name == "betas":
             return self._betas(value)
@@ -154,7 +153,7 @@ class _Reader:
 
     def _betas(self, value: Any) -> dict[str, Any]:
         assert isinstance(value, tuple) and len(value) == 2, (
-            f"Expected a pair for betas but got {value} instead"
+            f"betas is {value!r}, and must be a tuple of two numbers"
         )
         for index, beta in enumerate(value):
             _assert_number(f"betas[{index}]", beta)
@@ -168,16 +167,16 @@ class _Reader:
         if name.endswith("accum_type"):
             dtype = getattr(self._optimizer, name, torch.float32)
             if dtype not in (torch.float16, torch.float32):
-                raise ValueError(f"{name} must be set to either torch.float16 or torch.float32 not {dtype}")
+                raise ValueError(f"{name} is {dtype}, and must be torch.float16 or torch.float32")
             return {_camel(name): dtype == torch.float16}
         value = getattr(self._optimizer, name, math.inf if name == "max_grad_norm" else False)
         if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{name} must not be NaN")
+            raise ValueError(f"{name} is NaN, and must be a number")
         return {_camel(name): value}
 
 
 def _assert_number(name: str, value: Any) -> None:
-    assert isinstance(value, numbers.Number), f"Expected a number for {name} but got {value} instead"
+    assert isinstance(value, numbers.Number), f"{name} is {value!r}, and must be a number"
 
 
 def _use_running_mean(optimizer: Any, options: Options, is_compiled: bool) -> None:
@@ -193,9 +192,8 @@ def _use_running_mean(optimizer: Any, options: Options, is_compiled: bool) -> No
         options._freeze()
     elif options.Training.meanAccumulationAndReplicationReductionStrategy != running:
         raise ValueError(
-            "Invalid optimizer: the new optimizer would require changing "
-            "options.Training.meanAccumulationAndReplicationReductionStrategy to "
-            "poptorch.MeanReductionStrategy.Running but the executable is already compiled."
+            "accum_type torch.float16 needs MeanReductionStrategy.Running, and the model is already compiled without "
+            "it. Call destroy() on the model before setOptimizer()."
         )
 
 
@@ -278,8 +276,8 @@ def check_replacement(compiled: dict[str, Any], given: dict[str, Any]) -> None:
     kinds = compiled["optimizer_type"], given["optimizer_type"]
     if kinds[0] != kinds[1]:
         raise poptorch_error(
-            f"Can not replace optimizer of type {kinds[0]} with new optimizer of type {kinds[1]}: the model is "
-            "compiled for the first. Call destroy() on it before setOptimizer()."
+            f"The model is compiled for an optimizer of kind {kinds[0]}, the new one is of kind {kinds[1]}. Call "
+            "destroy() on the model before setOptimizer()."
         )
     counts = len(compiled["groups"]), len(given["groups"])
     if counts[0] != counts[1]:
@@ -307,8 +305,8 @@ def _check_attribute(name: str, before: tuple[Any, bool], after: tuple[Any, bool
     if was_constant != is_constant:
         kinds = {True: "constant", False: "variable"}
         raise poptorch_error(
-            f"Can not replace a {kinds[was_constant]} value with a {kinds[is_constant]} value: {name} was {old} when "
-            f"the model was compiled, and is {new} now. {_STAY_VARIABLE}"
+            f"{name} was compiled in as a {kinds[was_constant]}, {old}, and is a {kinds[is_constant]} now, {new}. "
+            f"{_STAY_VARIABLE}"
         )
     if was_constant:
         _check_constant(name, old, new)
@@ -316,10 +314,7 @@ def _check_attribute(name: str, before: tuple[Any, bool], after: tuple[Any, bool
 
 def _check_constant(name: str, old: Any, new: Any) -> None:
     if old != new:
-        raise poptorch_error(
-            f"Values are constant but do not match: {name} was {old} when the model was compiled, and is {new} now. "
-            f"{_STAY_VARIABLE}"
-        )
+        raise poptorch_error(f"{name} is compiled in as {old}, and is {new} now. {_STAY_VARIABLE}")
 
 
 _STAY_VARIABLE = (
