@@ -92,14 +92,41 @@ struct Product : HalfProduct {
   float *column_sums = nullptr;
 };
 
-// A packed block of each matrix, and where its part of the result goes.
+// Some of a product's rows, columns or depth.
+struct Span {
+  int64_t first, size;
+};
+
+// The operands from column `start` of the left one, and row `start` of the
+// right one, on.
+Source left_of(const Product &p, int64_t start) {
+  return {p.a + start * p.a_column, p.a_row, p.a_column};
+}
+Source right_of(const Product &p, int64_t start) {
+  return {p.b + start * p.b_row, p.b_column, p.b_row};
+}
+
+// The block of the depth that begins at `start`.
+Span depth_from(const Product &p, int64_t start) {
+  return {start, std::min(kDepthBlock, p.depth - start)};
+}
+
+// A part of the result, with the packed rows and columns whose products it
+// gets, or adds to those of the depth before.
 struct Block {
-  const uint32_t *a;
-  const uint16_t *b;
-  const float *a_inverses, *b_inverses, *bias;
+  Block(const Product &p, RowPanels packed_rows, ColumnPanels packed_columns,
+        Span of_rows, Span of_columns, Span of_depth)
+      : a(packed_rows), b(packed_columns),
+        bias(p.bias ? p.bias + of_columns.first : nullptr),
+        c(p.c + of_rows.first * p.c_row + of_columns.first * p.c_column),
+        rows(of_rows.size), columns(of_columns.size), depth(of_depth.size),
+        c_row(p.c_row), c_column(p.c_column), adds(of_depth.first > 0) {}
+  RowPanels a;
+  ColumnPanels b;
+  const float *bias;
   float *c;
   int64_t rows, columns, depth, c_row, c_column;
-  bool adds; // to what c holds
+  bool adds;
 };
 
 void write_tile(const Block &block, const float *tile, int64_t row,
@@ -110,7 +137,7 @@ void write_tile(const Block &block, const float *tile, int64_t row,
     if (at >= block.columns)
       return;
     const __mmask16 valid = first_lanes(block.columns - at);
-    const __m512 scale = _mm512_loadu_ps(block.b_inverses + at);
+    const __m512 scale = _mm512_loadu_ps(block.b.inverses + at);
     const __m512 bias = block.bias && !block.adds
                             ? _mm512_maskz_loadu_ps(valid, block.bias + at)
                             : _mm512_setzero_ps();
@@ -120,7 +147,7 @@ void write_tile(const Block &block, const float *tile, int64_t row,
           block.adds ? _mm512_maskz_loadu_ps(valid, target) : bias;
       const __m512 sum = _mm512_mul_ps(
           _mm512_load_ps(tile + i * kColumns + group),
-          _mm512_mul_ps(scale, _mm512_set1_ps(block.a_inverses[row + i])));
+          _mm512_mul_ps(scale, _mm512_set1_ps(block.a.inverses[row + i])));
       _mm512_mask_storeu_ps(target, valid, _mm512_add_ps(sum, start));
     }
   }
@@ -130,20 +157,19 @@ void write_tile(const Block &block, const float *tile, int64_t row,
 void write_tile_by_columns(const Block &block, const float *tile, int64_t row,
                            int64_t column) {
   const __mmask16 valid = first_lanes(std::min(block.rows - row, kRows));
-  const __m512 row_scale = _mm512_loadu_ps(block.a_inverses + row);
+  const __m512 row_scale = _mm512_loadu_ps(block.a.inverses + row);
   for (int64_t group = 0; group < kColumns; group += kLanes) {
     __m512i lanes[kLanes];
     for (int64_t i = 0; i < kLanes; ++i)
-      lanes[i] = i < kRows
-                     ? _mm512_load_si512(tile + i * kColumns + group)
-                     : _mm512_setzero_si512();
+      lanes[i] = i < kRows ? _mm512_load_si512(tile + i * kColumns + group)
+                           : _mm512_setzero_si512();
     transpose_16x16(lanes);
     const int64_t first = column + group,
                   count = std::min(block.columns - first, kLanes);
     for (int64_t j = 0; j < count; ++j) {
       float *target = block.c + (first + j) * block.c_column + row;
-      const __m512 scale = _mm512_mul_ps(
-          row_scale, _mm512_set1_ps(block.b_inverses[first + j]));
+      const __m512 scale =
+          _mm512_mul_ps(row_scale, _mm512_set1_ps(block.b.inverses[first + j]));
       const __m512 start = block.adds ? _mm512_maskz_loadu_ps(valid, target)
                                       : _mm512_setzero_ps();
       const __m512 sum = _mm512_mul_ps(_mm512_castsi512_ps(lanes[j]), scale);
@@ -159,8 +185,8 @@ void multiply_tile(const Block &block, int64_t row, int64_t column) {
     for (int64_t j = 0; j < kColumns; j += kLanes)
       __builtin_prefetch(block.c + (row + i) * block.c_row + column + j, 1);
   alignas(64) float tile[kRows * kColumns] = {};
-  const uint32_t *a = block.a + row * block.depth;
-  const uint16_t *b = block.b + column * block.depth;
+  const uint32_t *a = block.a.values + row * block.depth;
+  const uint16_t *b = block.b.values + column * block.depth;
   for (int64_t k = 0; k < block.depth; k += kChunk)
     multiply_chunk(a + k * kRows, b + k * kColumns,
                    std::min(kChunk, block.depth - k), tile);
@@ -170,9 +196,17 @@ void multiply_tile(const Block &block, int64_t row, int64_t column) {
     write_tile(block, tile, row, column);
 }
 
-void multiply_block(const Block &block) {
+// All tiles, one column of them after the other, so that its packed panel stays
+// in the cache.
+void multiply_by_panels_of_columns(const Block &block) {
   for (int64_t j = 0; j < block.columns; j += kColumns)
     for (int64_t i = 0; i < block.rows; i += kRows)
+      multiply_tile(block, i, j);
+}
+
+void multiply_by_panels_of_rows(const Block &block) {
+  for (int64_t i = 0; i < block.rows; i += kRows)
+    for (int64_t j = 0; j < block.columns; j += kColumns)
       multiply_tile(block, i, j);
 }
 
@@ -186,11 +220,11 @@ public:
                   width = ceil_div(columns, kColumns) * kColumns;
     grow(a_, a_size_, height * depth);
     grow(b_, b_size_, width * depth);
-    grow(a_inverses, a_inverses_size_, height * blocks + kLanes);
-    grow(b_inverses, b_inverses_size_, width * blocks);
+    grow(a_inverses_, a_inverses_size_, height * blocks + kLanes);
+    grow(b_inverses_, b_inverses_size_, width * blocks);
   }
-  uint32_t *a() { return a_.get(); }
-  uint16_t *b() { return b_.get(); }
+  RowPanels rows() { return {a_.get(), a_inverses_.get()}; }
+  ColumnPanels columns() { return {b_.get(), b_inverses_.get()}; }
 
 private:
   struct Free {
@@ -207,10 +241,8 @@ private:
   }
   Buffer<uint32_t> a_;
   Buffer<uint16_t> b_;
+  Buffer<float> a_inverses_, b_inverses_;
   int64_t a_size_ = 0, b_size_ = 0, a_inverses_size_ = 0, b_inverses_size_ = 0;
-
-public:
-  Buffer<float> a_inverses, b_inverses;
 };
 
 Workspace &workspace() {
@@ -219,37 +251,26 @@ Workspace &workspace() {
 }
 
 // One block of the depth: rows and columns in blocks, all threads together.
-void multiply_depth(const Product &p, int64_t start, int64_t depth,
-                    Workspace &space) {
-  const Source a{p.a + start * p.a_column, p.a_row, p.a_column};
-  const Source b{p.b + start * p.b_row, p.b_column, p.b_row};
+void multiply_depth(const Product &p, Span depth, Workspace &space) {
+  const Source a = left_of(p, depth.first), b = right_of(p, depth.first);
+  const RowPanels left = space.rows();
+  const ColumnPanels right = space.columns();
   for (int64_t row = 0; row < p.rows; row += kRowBlock) {
     const int64_t rows = std::min(kRowBlock, p.rows - row);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < rows; i += kStripRows)
-      pack_rows({a.element(row, 0), a.along, a.across}, i, rows, depth,
-                space.a() + i * depth, space.a_inverses.get() + i,
+      pack_rows({a.element(row, 0), a.along, a.across}, i, rows, depth.size,
+                left.from(i, depth.size),
                 p.row_sums ? p.row_sums + row : nullptr);
     for (int64_t column = 0; column < p.columns; column += kColumnBlock) {
       const int64_t columns = std::min(kColumnBlock, p.columns - column);
 #pragma omp for schedule(static)
       for (int64_t j = 0; j < columns; j += kStripColumns)
         pack_columns({b.element(column, 0), b.along, b.across}, j, columns,
-                     depth, space.b() + j * depth, space.b_inverses.get() + j,
+                     depth.size, right.from(j, depth.size),
                      row == 0 && p.column_sums ? p.column_sums + column
                                                : nullptr);
-      const Block block{space.a(),
-                        space.b(),
-                        space.a_inverses.get(),
-                        space.b_inverses.get(),
-                        p.bias ? p.bias + column : nullptr,
-                        p.c + row * p.c_row + column * p.c_column,
-                        rows,
-                        columns,
-                        depth,
-                        p.c_row,
-                        p.c_column,
-                        start > 0};
+      const Block block(p, left, right, {row, rows}, {column, columns}, depth);
       const int64_t bands = ceil_div(rows, kPanels * kRows),
                     panels = ceil_div(columns, kColumns);
 #pragma omp for schedule(guided)
@@ -278,7 +299,7 @@ void multiply_together(const Product &p) {
   clear_sums(p);
 #pragma omp parallel if (p.rows * p.columns * p.depth >= kParallelFrom)
   for (int64_t start = 0; start < p.depth; start += kDepthBlock)
-    multiply_depth(p, start, std::min(kDepthBlock, p.depth - start), space);
+    multiply_depth(p, depth_from(p, start), space);
 }
 
 // Panels that threads take in turns: several at once, and fewer towards the
@@ -304,67 +325,54 @@ private:
   std::atomic<int64_t> next_{0};
 };
 
-// The operands from column `start` of the left one, and row `start` of the
-// right one, on.
-Source left_of(const Product &p, int64_t start) {
-  return {p.a + start * p.a_column, p.a_row, p.a_column};
-}
-Source right_of(const Product &p, int64_t start) {
-  return {p.b + start * p.b_row, p.b_column, p.b_row};
-}
-
 // All of the right matrix is packed, by all threads; then each takes strips of
 // rows, which are multiplied as soon as they are packed.
-void multiply_by_rows(const Product &p, Workspace &kept, Strips &strips) {
+void multiply_by_rows(const Product &p, Workspace &space, Strips &strips) {
   const int64_t width = ceil_div(p.columns, kColumns) * kColumns;
+  const auto packed = [&](int64_t start) {
+    const ColumnPanels all = space.columns();
+    return ColumnPanels{all.values + start * width,
+                        all.inverses + start / kDepthBlock * width};
+  };
 #pragma omp for schedule(static) collapse(2)
   for (int64_t start = 0; start < p.depth; start += kDepthBlock)
     for (int64_t j = 0; j < p.columns; j += kStripColumns) {
-      const int64_t depth = std::min(kDepthBlock, p.depth - start);
-      pack_columns(right_of(p, start), j, p.columns, depth,
-                   kept.b() + start * width + j * depth,
-                   kept.b_inverses.get() + start / kDepthBlock * width + j,
-                   nullptr);
+      const Span depth = depth_from(p, start);
+      pack_columns(right_of(p, start), j, p.columns, depth.size,
+                   packed(start).from(j, depth.size), nullptr);
     }
   Workspace &own = workspace();
   own.reserve(kPanels * kRows, 0, std::min(p.depth, kDepthBlock));
   for (int64_t first, last; strips.take(first, last);) {
     const int64_t row = first * kRows, end = std::min(p.rows, last * kRows);
     for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
-      const int64_t depth = std::min(kDepthBlock, p.depth - start);
-      pack_rows(left_of(p, start), row, end, depth, own.a(),
-                own.a_inverses.get(), p.row_sums);
-      const Block block{own.a(),
-                        kept.b() + start * width,
-                        own.a_inverses.get(),
-                        kept.b_inverses.get() + start / kDepthBlock * width,
-                        p.bias,
-                        p.c + row * p.c_row,
-                        end - row,
-                        p.columns,
-                        depth,
-                        p.c_row,
-                        p.c_column,
-                        start > 0};
-      for (int64_t j = 0; j < block.columns; j += kColumns)
-        for (int64_t i = 0; i < block.rows; i += kRows)
-          multiply_tile(block, i, j);
+      const Span depth = depth_from(p, start);
+      pack_rows(left_of(p, start), row, end, depth.size, own.rows(),
+                p.row_sums);
+      multiply_by_panels_of_columns({p,
+                                     own.rows(),
+                                     packed(start),
+                                     {row, end - row},
+                                     {0, p.columns},
+                                     depth});
     }
   }
 }
 
 // The same with all of the left matrix packed, and strips of columns.
-void multiply_by_columns(const Product &p, Workspace &kept,
-                         Strips &strips) {
+void multiply_by_columns(const Product &p, Workspace &space, Strips &strips) {
   const int64_t height = ceil_div(p.rows, kRows) * kRows;
+  const auto packed = [&](int64_t start) {
+    const RowPanels all = space.rows();
+    return RowPanels{all.values + start * height,
+                     all.inverses + start / kDepthBlock * height};
+  };
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < p.rows; i += kRows)
     for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
-      const int64_t depth = std::min(kDepthBlock, p.depth - start);
-      pack_rows(left_of(p, start), i, std::min(p.rows, i + kRows), depth,
-                kept.a() + start * height + i * depth,
-                kept.a_inverses.get() + start / kDepthBlock * height + i,
-                p.row_sums);
+      const Span depth = depth_from(p, start);
+      pack_rows(left_of(p, start), i, std::min(p.rows, i + kRows), depth.size,
+                packed(start).from(i, depth.size), p.row_sums);
     }
   Workspace &own = workspace();
   own.reserve(0, kColumnPanels * kColumns, std::min(p.depth, kDepthBlock));
@@ -372,26 +380,16 @@ void multiply_by_columns(const Product &p, Workspace &kept,
     const int64_t column = first * kColumns,
                   end = std::min(p.columns, last * kColumns);
     for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
-      const int64_t depth = std::min(kDepthBlock, p.depth - start);
+      const Span depth = depth_from(p, start);
       for (int64_t j = column; j < end; j += kStripColumns)
-        pack_columns(right_of(p, start), j, end, depth,
-                     own.b() + (j - column) * depth,
-                     own.b_inverses.get() + j - column, p.column_sums);
-      const Block block{kept.a() + start * height,
-                        own.b(),
-                        kept.a_inverses.get() + start / kDepthBlock * height,
-                        own.b_inverses.get(),
-                        p.bias ? p.bias + column : nullptr,
-                        p.c + column * p.c_column,
-                        p.rows,
-                        end - column,
-                        depth,
-                        p.c_row,
-                        p.c_column,
-                        start > 0};
-      for (int64_t i = 0; i < block.rows; i += kRows)
-        for (int64_t j = 0; j < block.columns; j += kColumns)
-          multiply_tile(block, i, j);
+        pack_columns(right_of(p, start), j, end, depth.size,
+                     own.columns().from(j - column, depth.size), p.column_sums);
+      multiply_by_panels_of_rows({p,
+                                  packed(start),
+                                  own.columns(),
+                                  {0, p.rows},
+                                  {column, end - column},
+                                  depth});
     }
   }
 }
@@ -448,29 +446,18 @@ bool is_better_transposed(const Product &p) {
 void multiply_alone(const Product &p) {
   Workspace &space = workspace();
   space.reserve(p.rows, p.columns, std::min(p.depth, kDepthBlock));
+  const RowPanels left = space.rows();
+  const ColumnPanels right = space.columns();
   for (int64_t start = 0; start < p.depth; start += kDepthBlock) {
-    const int64_t depth = std::min(kDepthBlock, p.depth - start);
-    const Source a{p.a + start * p.a_column, p.a_row, p.a_column};
-    const Source b{p.b + start * p.b_row, p.b_column, p.b_row};
+    const Span depth = depth_from(p, start);
     for (int64_t i = 0; i < p.rows; i += kStripRows)
-      pack_rows(a, i, p.rows, depth, space.a() + i * depth,
-                space.a_inverses.get() + i, nullptr);
+      pack_rows(left_of(p, start), i, p.rows, depth.size,
+                left.from(i, depth.size), nullptr);
     for (int64_t j = 0; j < p.columns; j += kStripColumns)
-      pack_columns(b, j, p.columns, depth, space.b() + j * depth,
-                   space.b_inverses.get() + j, nullptr);
-    const Block block{space.a(),
-                      space.b(),
-                      space.a_inverses.get(),
-                      space.b_inverses.get(),
-                      p.bias,
-                      p.c,
-                      p.rows,
-                      p.columns,
-                      depth,
-                      p.c_row,
-                      p.c_column,
-                      start > 0};
-    multiply_block(block);
+      pack_columns(right_of(p, start), j, p.columns, depth.size,
+                   right.from(j, depth.size), nullptr);
+    multiply_by_panels_of_columns(
+        {p, left, right, {0, p.rows}, {0, p.columns}, depth});
   }
 }
 

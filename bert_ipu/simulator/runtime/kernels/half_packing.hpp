@@ -14,7 +14,7 @@
 namespace bert_ipu {
 
 constexpr int64_t kRows = 12, kColumns = 64, kChunk = 64, kLanes = 16;
-constexpr int64_t kStrip = 8; // groups of lanes packed side by side
+constexpr int64_t kStrip = 8;      // groups of lanes packed side by side
 constexpr int64_t kAheadRows = 16; // fetched early: they may be pages apart
 constexpr int64_t kStripRows = kStrip * kRows, kStripColumns = kStrip * kLanes;
 
@@ -42,11 +42,29 @@ struct Scales {
   __m512 factor, inverse;
 };
 
+// Packed rows of the left matrix, each fp16 value twice in 32 bits (what a
+// broadcast takes from memory), and the inverses of their factors.
+struct RowPanels {
+  uint32_t *values;
+  float *inverses;
+  RowPanels from(int64_t row, int64_t depth) const {
+    return {values + row * depth, inverses + row};
+  }
+};
+
+// Packed columns of the right matrix, likewise, each value once.
+struct ColumnPanels {
+  uint16_t *values;
+  float *inverses;
+  ColumnPanels from(int64_t column, int64_t depth) const {
+    return {values + column * depth, inverses + column};
+  }
+};
+
 inline __m256i to_half(__m512 x) {
   return _mm256_castph_si256(_mm512_cvtxps_ph(x));
 }
 
-// Each fp16 value twice in 32 bits: what a broadcast takes from memory.
 inline __m512i to_half_twice(__m512 x) {
   const __m512i wide = _mm512_cvtepu16_epi32(to_half(x));
   return _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
@@ -153,13 +171,13 @@ void pack_strip(const Source &s, int64_t first, int64_t end, int64_t step,
 // Panels of [depth][kRows] fp16 values, each twice, for up to kStrip panels
 // from row `first`.
 inline void pack_rows(const Source &s, int64_t first, int64_t rows,
-                      int64_t depth, uint32_t *panels, float *inverses,
-                      float *sums) {
+                      int64_t depth, const RowPanels &to, float *sums) {
+  uint32_t *const panels = to.values;
   const int64_t groups = std::min(kStrip, ceil_div(rows - first, kRows)),
                 size = depth * kRows;
   const __mmask16 lanes = first_lanes(kRows);
   if (s.along == 1 || s.across != 1 || sums != nullptr) {
-    pack_strip(s, first, rows, kRows, groups, depth, inverses, sums,
+    pack_strip(s, first, rows, kRows, groups, depth, to.inverses, sums,
                [=](int64_t g, int64_t k, __m512 x) {
                  _mm512_mask_storeu_epi32(panels + g * size + k * kRows, lanes,
                                           to_half_twice(x));
@@ -173,15 +191,15 @@ inline void pack_rows(const Source &s, int64_t first, int64_t rows,
           _mm512_mask_storeu_epi32(panels + g * size + k * kRows, lanes,
                                    to_half_twice(x));
         });
-    _mm512_mask_storeu_ps(inverses + g * kRows, lanes, inverse);
+    _mm512_mask_storeu_ps(to.inverses + g * kRows, lanes, inverse);
   }
 }
 
 // Panels of [depth][kColumns] fp16 values, for kStrip / 4 panels from column
 // `first`.
 inline void pack_columns(const Source &s, int64_t first, int64_t columns,
-                         int64_t depth, uint16_t *panels, float *inverses,
-                         float *sums) {
+                         int64_t depth, const ColumnPanels &to, float *sums) {
+  uint16_t *const panels = to.values;
   constexpr int64_t kGroups = kColumns / kLanes;
   const int64_t groups =
       std::min(kStrip, ceil_div(columns - first, kColumns) * kGroups);
@@ -192,7 +210,8 @@ inline void pack_columns(const Source &s, int64_t first, int64_t columns,
                         to_half(x));
   };
   if (s.along == 1 || s.across != 1 || sums != nullptr) {
-    pack_strip(s, first, columns, kLanes, groups, depth, inverses, sums, store);
+    pack_strip(s, first, columns, kLanes, groups, depth, to.inverses, sums,
+               store);
     return;
   }
   for (int64_t g = 0; g < groups; ++g) {
@@ -200,7 +219,7 @@ inline void pack_columns(const Source &s, int64_t first, int64_t columns,
     const __m512 inverse =
         pack_rows_of(s, i, std::clamp<int64_t>(columns - i, 0, kLanes), depth,
                      [&](int64_t k, __m512 x) { store(g, k, x); });
-    _mm512_storeu_ps(inverses + g * kLanes, inverse);
+    _mm512_storeu_ps(to.inverses + g * kLanes, inverse);
   }
 }
 
