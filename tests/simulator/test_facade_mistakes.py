@@ -203,7 +203,7 @@ def test_what_follows_the_last_loss_is_not_minimised_and_is_said(
 def test_a_return_period_must_divide_the_iterations(period: int) -> None:
     """PopART's `DataFlow::isValidAnchorReturnPeriod`."""
     options = _options().deviceIterations(2).outputMode(poptorch.OutputMode.EveryN, period)
-    with pytest.raises(poptorch.Error, match="must be a factor of the number of batches per step"):
+    with pytest.raises(poptorch.Error, match=rf"must be a multiple of {period}"):
         poptorch.inferenceModel(Chain(0), options)(X)
 
 

@@ -81,7 +81,7 @@ def test_the_environment_sets_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("noSuchOption", True, "Unknown bool option noSuchOption"),
         ("enableOutlining", 1.5, "Unknown floating point option enableOutlining"),
-        ("autoRecomputation", 99, "Value 99 for autoRecomputation out of range"),
+        ("autoRecomputation", 99, "Option autoRecomputation is 99, and must be from 0 to 4"),
         ("dotChecks", torch.zeros(1), "Unknown value type Tensor for option dotChecks"),
     ],
 )

@@ -112,7 +112,7 @@ def _check_updatable_buffers(program: Program, options: Options) -> None:
         )
 
 
-_NARROWED = {torch.int64: "Long to Int", torch.float64: "Double to Float"}
+_NARROWED = {torch.int64: ("int64", "int32"), torch.float64: ("float64", "float32")}
 
 
 def _warn_of_types(subject: Subject) -> None:
@@ -123,12 +123,12 @@ def _warn_of_types(subject: Subject) -> None:
         inputs = [name for name, tensor in subject.inputs.named_tensors() if tensor.dtype == dtype]
         names = inputs + [name for name in weights if named[name].dtype == dtype]
         if names:
-            compiler_logger.warning("[DISPATCHER] Type coerced from %s for %s", change, ", ".join(names))
+            compiler_logger.warning("The IPU has no %s, and computes with %s: %s", *change, ", ".join(names))
     constants = [name for name in named if name not in weights]
     if constants:
         compiler_logger.warning(
-            "Downgraded to constant because PopART doesn't support non floating point parameters and buffers: %s. "
-            "What a forward writes to them, or the host after compiling, has no effect.",
+            "Parameters and buffers that are not of real numbers are constants of the program: %s. What a forward "
+            "writes to them, or the host after compiling, has no effect.",
             ", ".join(constants),
         )
 
@@ -151,8 +151,8 @@ def _check_return_period(options: Options) -> None:
     period, iterations = options.output_return_period, options.device_iterations
     if options.output_mode == OutputMode.EveryN and iterations % period:
         raise poptorch_error(
-            f"The return period ({period}) of results must be a factor of the number of batches per step, "
-            f"poptorch.Options().deviceIterations({iterations})."
+            f"outputMode(EveryN, {period}) would return other results in each call: deviceIterations is {iterations}, "
+            f"and must be a multiple of {period}."
         )
 
 
@@ -181,7 +181,7 @@ def _captured_program(subject: Subject) -> CapturedProgram:
         return cached_program(folder, subject, request, compile_)
     if subject.options.Distributed.numProcesses > 1:
         logger.warning(
-            "Use poptorch.Options.enableExecutableCaching() to avoid compiling the model once per process"
+            "Each process compiles the model; with poptorch.Options.enableExecutableCaching() one would for all"
         )
     return compile_()
 

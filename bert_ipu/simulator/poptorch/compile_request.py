@@ -144,7 +144,9 @@ def _replica_groups(subject: Subject) -> dict[str, ReplicaGroups]:
     for name, (arrangement, size, retrieval) in subject.replica_groups.items():
         parameter = parameters_and_buffers(subject.model)[name]
         if not parameter.dim():
-            raise poptorch_error("Scalars cannot be passed as per-replica weight tensor values")
+            raise poptorch_error(
+                f"replicaGrouping of {name}: a scalar has no first dimension to count the groups."
+            )
         _check_grouping(name, arrangement, size, retrieval)
         if arrangement in (CommGroupType.All, CommGroupType.NoGrouping):
             size = replicas if arrangement == CommGroupType.All else 1

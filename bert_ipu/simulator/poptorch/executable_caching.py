@@ -127,7 +127,10 @@ def _only_one_compiles(folder: Path, subject: Subject) -> Iterator[bool]:
         file.flush()
         position, count = file.tell(), distributed.numProcesses
         logger.debug(
-            "Executable cache file locked by process %s (pos %d/%d)", distributed.processId, position, count
+            "Executable cache file locked: process %s is number %d of %d",
+            distributed.processId,
+            position,
+            count,
         )
         try:
             yield position == 1

@@ -60,11 +60,9 @@ def save(filename: str, saved: Saved) -> None:
     """Write a file; a folder gets a file `model.poptorch`."""
     if os.path.isdir(filename):
         folder, filename = filename, os.path.join(filename, "model.poptorch")
-        logger.warning("save(): %s is a directory, saving model to %s", folder, filename)
+        logger.warning("save(): %s is a folder; the model goes to %s", folder, filename)
     folder = os.path.dirname(os.path.abspath(filename))
-    assert not os.path.exists(folder) or os.path.isdir(folder), (
-        f"Destination folder {folder} is not a directory"
-    )
+    assert not os.path.exists(folder) or os.path.isdir(folder), f"save(): {folder} is a file, not a folder"
     os.makedirs(folder, exist_ok=True)
     contents = _program(saved)
     contents.headers["version"] = saved.version
@@ -108,8 +106,8 @@ def read(filename: str, version: str, wrong_version: Callable[[str], Exception] 
         raise poptorch_error(f"Invalid file {filename}: {error}") from error
     if contents.headers.get("version") != version:
         raise wrong_version(
-            f"Invalid file {filename}: PopTorch version mismatch: File was created with version: "
-            f"{contents.headers.get('version')} and this is version {version}"
+            f"Invalid file {filename}: version {contents.headers.get('version')} of PopTorch wrote it, and this is "
+            f"version {version}. Save the model again."
         )
     return contents
 
@@ -129,9 +127,8 @@ def inputs_of(contents: Contents) -> Arguments:
 def saved_model(contents: Contents, filename: str) -> SavedModel:
     """What `load` needs, ready for a device. Raises AssertionError where a file was saved without the model."""
     assert "model" in contents.documents, (
-        f"{filename} is a valid PopTorch file but was created with 'export_model=False' which means you need to "
-        "re-create the PopTorch model using poptorch.inferenceModel or poptorch.trainingModel then call "
-        f'poptorch_model.loadExecutable("{filename}").'
+        f"{filename} has the executable without its model, as export_model=False leaves it: make the model, give it "
+        "to inferenceModel() or trainingModel(), and call loadExecutable() of that"
     )
     saved: SavedModel = pickle.loads(contents.documents["model"])
     saved.options._unfreeze()

@@ -65,7 +65,7 @@ class Session:
     def write_weights(self, named: Mapping[str, torch.Tensor]) -> None:
         """Copy weights and buffers to the device."""
         if not self.attached:
-            compiler_logger.log(TRACE, "Skipping writing weights from host to IPU memory.")
+            compiler_logger.log(TRACE, "No device: the weights stay where they are.")
             return
         compiler_logger.info("Writing weights from host to IPU memory.")
         self._load(named, named)
@@ -73,9 +73,9 @@ class Session:
     def write_buffers(self, named: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
         """Copy some buffers to the device."""
         if not self.attached:
-            compiler_logger.log(TRACE, "Skipping writing buffers from host to IPU memory.")
+            compiler_logger.log(TRACE, "No device: the buffers stay where they are.")
             return
-        compiler_logger.info("Writing named buffers from host to IPU memory.")
+        compiler_logger.info("Copying the updatable buffers to the IPU.")
         self._load(named, names)
 
     def _load(self, named: Mapping[str, torch.Tensor], names: Iterable[str]) -> None:
@@ -88,7 +88,7 @@ class Session:
     def read_weights(self, named: Mapping[str, torch.Tensor]) -> None:
         """Copy weights and buffers to the host's tensors."""
         if not self.attached:
-            compiler_logger.log(TRACE, "Skipping writing weights from IPU to host.")
+            compiler_logger.log(TRACE, "No device: the host's weights are the newest.")
             return
         compiler_logger.info("Writing weights from IPU to host.")
         for name, tensor in named.items():
@@ -130,12 +130,14 @@ class Session:
         PopTorch's `poptorch.cpp` copies it to PopART's host tensors, which only an update of the optimizer sends).
         """
         if not self.attached:
-            raise poptorch_error("Must be attached to a device to write the optimizer state.")
+            raise poptorch_error("The optimizer's state goes to a device: call attachToDevice() before.")
         groups = (("ipu_state", Role.STATE, "state"), ("ipu_param", Role.SCALAR, "parameter"))
         for key, role, kind in groups:
             for name in self._names(role):
                 if name not in state[key]:
-                    logger.warning("writeOptimizerState: ignoring missing %s %s", kind, name)
+                    logger.warning(
+                        "The optimizer's state dict has no %s %s; the IPU keeps its own", kind, name
+                    )
                 elif role is Role.SCALAR:
                     self._written_parameters[name] = state[key][name].clone()
                 else:

@@ -190,15 +190,16 @@ def _known(name: str, names: Iterable[str], kind: str) -> None:
 def _check_integer(name: str, value: int) -> None:
     _known(name, _INTEGERS | _ENUMERATIONS.keys(), "uint64")
     if value < 0 or value >= _ENUMERATIONS.get(name, 1 << 64):
-        raise poptorch_cpp_error(f"Value {value} for {name} out of range")
+        count = _ENUMERATIONS.get(name)
+        allowed = "0 or more" if count is None else f"from 0 to {count - 1}"
+        raise poptorch_cpp_error(f"Option {name} is {value}, and must be {allowed}")
 
 
 def _check_proportion(ipu: int, proportion: Any) -> None:
     """PopART's `Builder::setAvailableMemoryProportion`."""
     if not isinstance(proportion, (int, float)) or not 0 < proportion <= 1:
         raise poptorch_cpp_error(
-            "availableMemoryProportion must be in (0,1], but setAvailableMemoryProportion() gives "
-            f"IPU{ipu} {proportion!r}."
+            f"setAvailableMemoryProportion() gives IPU{ipu} {proportion!r}, and may give more than 0 and at most 1."
         )
 
 
@@ -206,12 +207,11 @@ def _check_element(name: str, element: Any) -> None:
     """An element of one of PopART's containers of strings, in which whole numbers are written out."""
     if not isinstance(element, (str, int)):
         raise poptorch_cpp_error(
-            f"Don't know how to convert {element!r} of option {name} to string: it is a {type(element).__name__}, "
-            "give a str."
+            f"Option {name} has an element {element!r} of type {type(element).__name__}, and takes strings."
         )
     if name == "hardwareInstrumentations" and int(element) not in (0, 1):
         raise poptorch_cpp_error(
-            f"Value {element} for Instrumentation out of range: it is 0 (outer) or 1 (inner)."
+            f"hardwareInstrumentations has {element}, and takes 0 (outer) and 1 (inner)."
         )
 
 
@@ -222,16 +222,18 @@ def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, An
     elif name == "patterns":
         if "patterns_level" not in options:
             raise poptorch_cpp_error(
-                "PopART option 'patterns' should not be set without first setting 'patterns_level'."
+                "Option patterns changes those of a patterns_level: set both, by _Popart.setPatterns()."
             )
         _check_integer("patterns_level", options["patterns_level"])
         popart_patterns.check_names(value)
     elif name.startswith("location_"):
         unknown = value.keys() - _LOCATION_SETTINGS
         if unknown:
-            raise poptorch_cpp_error(f"Unknown option {sorted(unknown)} for tensor location {name}")
+            raise poptorch_cpp_error(
+                f"{name} has {sorted(unknown)}; a location has {sorted(_LOCATION_SETTINGS)}"
+            )
         for key, setting in value.items():
-            compiler_logger.debug("Setting %s to %s for location %s", key, setting, name)
+            compiler_logger.debug("%s: %s is %s", name, key, setting)
     elif value:
         _known(name, _CONTAINERS, "map")
         for key, setting in value.items():

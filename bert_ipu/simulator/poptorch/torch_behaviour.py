@@ -66,7 +66,7 @@ def _placed(func: Any, kwargs: Kwargs) -> Kwargs:
     """The arguments of a factory, on the IPU where they name no device."""
     if "device" in kwargs:
         return kwargs
-    logger.warning("No device set in torch.%s(): forcing to IPU", func.__name__)
+    logger.warning("torch.%s() names no device: its tensor is made on the IPU", func.__name__)
     return {**kwargs, "device": "ipu"}
 
 
