@@ -55,7 +55,6 @@ def trained(half: bool, accumulation: int, replicas: int, staged: bool) -> tuple
     options = poptorch.Options()
     options.Training.gradientAccumulation(accumulation)
     options.replicationFactor(replicas)
-    options.showCompilationProgressBar(False)
     executor = poptorch.trainingModel(ours, options, poptorch.optim.SGD(ours.parameters(), lr=0.05))
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.05)
     generator = torch.Generator().manual_seed(4)
@@ -102,7 +101,7 @@ def test_an_op_whose_gradient_passes_through_an_operator_of_popart() -> None:
     module = nn.Module()
     module.layer, module.forward = layer, forward  # type: ignore[method-assign]
     loss, expected = 2 * layer(x).sum().detach(), layer.bias.detach() - 0.5 * len(x)
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     training = poptorch.trainingModel(module, options, torch.optim.SGD(layer.parameters(), lr=0.5))
     torch.testing.assert_close(training(x), loss)
     torch.testing.assert_close(layer.bias.detach(), expected)
@@ -129,7 +128,6 @@ def test_a_call_in_a_compiled_training_step_costs_less_than_50_microseconds() ->
     more, x, steps = 40, torch.ones(1, 4), {}
     for calls in (1, 1 + more):
         options = poptorch.Options()
-        options.showCompilationProgressBar(False)
         model = Chain(calls)
         steps[calls] = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.0))
         steps[calls](x)
@@ -156,7 +154,6 @@ def run(
             return then(poptorch.custom_op([x], name, "test.probe", 1, outputs, attributes)[0])
 
     options = poptorch.Options()
-    options.showCompilationProgressBar(False)
     options.randomSeed(1)
     return poptorch.inferenceModel(Calling(), options), x
 

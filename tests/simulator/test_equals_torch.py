@@ -110,7 +110,7 @@ class Split:
         return self.accumulation * self.replicas
 
     def options(self) -> poptorch.Options:
-        options = poptorch.Options().showCompilationProgressBar(False)
+        options = poptorch.Options()
         options.deviceIterations(self.iterations).replicationFactor(self.replicas)
         options.Training.gradientAccumulation(self.accumulation)
         options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)

@@ -38,18 +38,16 @@ class Scales(nn.Module):
         return x * self.factor
 
 
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
-
-
 def test_replicas_that_share_buffers_may_not_write_them() -> None:
     """Nor would they differ, were their inputs the same."""
-    broadcast = poptorch.inferenceModel(Sums(), _options().replicationFactor(2))
+    broadcast = poptorch.inferenceModel(Sums(), poptorch.Options().replicationFactor(2))
     with pytest.raises(
         poptorch.Error, match=r"does not support broadcasting buffers.* The forward writes total\."
     ):
         broadcast(ROWS)
-    same_inputs = _options().replicationFactor(2).inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive)
+    same_inputs = (
+        poptorch.Options().replicationFactor(2).inputReplicaGrouping(2, poptorch.CommGroupType.Consecutive)
+    )
     assert torch.equal(
         poptorch.inferenceModel(Sums(), same_inputs)(ROWS[:1]), torch.cat([ROWS[:1], ROWS[:1]])
     )
@@ -69,14 +67,14 @@ def test_replicas_train_with_batch_norms_statistics() -> None:
 
     model = Normed()
     optimizer = poptorch.optim.SGD(model.parameters(), lr=0.1)
-    poptorch.trainingModel(model, _options().replicationFactor(2), optimizer)(torch.rand(8, 2))
+    poptorch.trainingModel(model, poptorch.Options().replicationFactor(2), optimizer)(torch.rand(8, 2))
     assert (model.norm.running_mean != 0).all()
 
 
 def test_without_broadcasting_each_replica_has_a_buffer_of_its_own() -> None:
     """Of the model's shape, all with its first value; the host gets the first replica's."""
     model = Sums()
-    executor = poptorch.inferenceModel(model, _options().replicationFactor(2).broadcastBuffers(False))
+    executor = poptorch.inferenceModel(model, poptorch.Options().replicationFactor(2).broadcastBuffers(False))
     assert torch.equal(executor(ROWS), ROWS)
     assert torch.equal(executor(ROWS), 2 * ROWS)
     executor.copyWeightsToHost()
@@ -86,7 +84,7 @@ def test_without_broadcasting_each_replica_has_a_buffer_of_its_own() -> None:
 def test_whole_numbers_of_a_model_are_constants(capsys: pytest.CaptureFixture[str]) -> None:
     """As they were when the model was compiled, even on several replicas."""
     model = Sums(torch.int32)
-    executor = poptorch.inferenceModel(model, _options().replicationFactor(2))
+    executor = poptorch.inferenceModel(model, poptorch.Options().replicationFactor(2))
     assert torch.equal(executor(ROWS), ROWS.int())
     model.total.fill_(5)
     executor.copyWeightsToDevice()
@@ -96,13 +94,13 @@ def test_whole_numbers_of_a_model_are_constants(capsys: pytest.CaptureFixture[st
 
 def test_an_executable_of_other_constants_is_not_taken_from_the_cache(tmp_path: Path) -> None:
     for factor in (2, 3):
-        options = _options().enableExecutableCaching(str(tmp_path))
+        options = poptorch.Options().enableExecutableCaching(str(tmp_path))
         executor = poptorch.inferenceModel(Scales(torch.tensor([factor])), options)
         assert torch.equal(executor(ROWS), factor * ROWS)
 
 
 def test_wide_types_are_said_to_become_narrow(capsys: pytest.CaptureFixture[str]) -> None:
-    poptorch.inferenceModel(Scales(torch.ones(1).double()), _options())(ROWS.long())
+    poptorch.inferenceModel(Scales(torch.ones(1).double()))(ROWS.long())
     said = capsys.readouterr().err
     assert "The IPU has no int64, and computes with int32: x" in said
     assert "The IPU has no float64, and computes with float32: factor" in said
@@ -110,7 +108,7 @@ def test_wide_types_are_said_to_become_narrow(capsys: pytest.CaptureFixture[str]
 
 def test_the_host_updates_the_buffers_that_are_named() -> None:
     model = Scales(torch.full((1,), 2.0))
-    executor = poptorch.inferenceModel(model, _options().updatableNamedBuffers(["factor"]))
+    executor = poptorch.inferenceModel(model, poptorch.Options().updatableNamedBuffers(["factor"]))
     executor.compile(ROWS)
     model.factor.fill_(3)
     executor.copyNamedBuffersToDevice()
@@ -120,6 +118,6 @@ def test_the_host_updates_the_buffers_that_are_named() -> None:
 @pytest.mark.parametrize("factor", [torch.ones(1), torch.tensor([2])])
 def test_names_that_no_variable_buffer_has_are_refused(factor: Tensor) -> None:
     name = "factor" if factor.dtype == torch.int64 else "mean"
-    executor = poptorch.inferenceModel(Scales(factor), _options().updatableNamedBuffers([name]))
+    executor = poptorch.inferenceModel(Scales(factor), poptorch.Options().updatableNamedBuffers([name]))
     with pytest.raises(poptorch.Error, match=rf"updatableNamedBuffers\(\) names \['{name}'\]"):
         executor.compile(ROWS)

@@ -81,7 +81,7 @@ def train(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Callable[..., Tra
         torch.manual_seed(4)
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter)
-        options = poptorch.Options().showCompilationProgressBar(False).randomSeed(3)
+        options = poptorch.Options().randomSeed(3)
         options.enableExecutableCaching(str(tmp_path / "cache"))
         options.Training.gradientAccumulation(accumulation)
         optimizer = torch.optim.SGD(model.parameters(), lr=lr, **sgd)
@@ -263,7 +263,7 @@ def _compile_as_one_of_several(folder: str, process: int, log: str) -> None:
     for name in ("poptorch::python", "poptorch::compiler"):
         logging.getLogger(name).addHandler(handler)
     poptorch.setLogLevel("DEBUG")
-    options = poptorch.Options().showCompilationProgressBar(False).useOfflineIpuTarget()
+    options = poptorch.Options().useOfflineIpuTarget()
     options.enableExecutableCaching(folder)
     options.Distributed.configureProcessId(process, 3)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU())

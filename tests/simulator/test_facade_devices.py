@@ -55,7 +55,7 @@ X, WEIGHT, OFFSET, PLAIN = (torch.tensor(v) for v in ([3.0, 4.0], [1.0, 2.0], [1
 )
 def test_the_models_tensors_are_on_the_ipu(of: Callable[[Holder, Tensor], Tensor], expected: Tensor) -> None:
     model = Holder(of)
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     for _ in range(2):  # the model is as it was after a compile
         assert torch.equal(poptorch.inferenceModel(model, options.clone())(X), expected)
     assert isinstance(model.weight, nn.Parameter)
@@ -70,7 +70,7 @@ def test_each_tensor_says_where_it_is() -> None:
             seen.append((str(tensor.device), tensor.is_ipu, tensor.is_cpu))
         return x
 
-    poptorch.inferenceModel(Holder(looks), poptorch.Options().showCompilationProgressBar(False))(X)
+    poptorch.inferenceModel(Holder(looks))(X)
     assert seen == [("ipu:0", True, False)] * 3 + [("cpu", False, True)]
 
 
@@ -80,7 +80,7 @@ def test_a_buffer_that_was_written_is_assigned_to_itself() -> None:
         model.offset = model.offset.to(x.device)
         return x + model.offset
 
-    model = poptorch.inferenceModel(Holder(counts), poptorch.Options().showCompilationProgressBar(False))
+    model = poptorch.inferenceModel(Holder(counts))
     assert torch.equal(model(X), X + OFFSET + 1)
     assert torch.equal(model(X), X + OFFSET + 2)
 
@@ -101,7 +101,7 @@ def test_a_buffer_written_on_an_early_stage_adds_no_stage() -> None:
             with poptorch.Block("last", ipu_id=1):
                 return nn.functional.cross_entropy(self.last(x), labels)
 
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     options.setExecutionStrategy(poptorch.PipelinedExecution("first", "last"))
     options.Training.gradientAccumulation(3)
     model = Normed()
@@ -112,6 +112,6 @@ def test_a_buffer_written_on_an_early_stage_adds_no_stage() -> None:
 
 def test_an_environment_that_says_nothing_about_the_model_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POPTORCH_IPU_MODEL", "yes")
-    model = poptorch.inferenceModel(nn.Identity(), poptorch.Options().showCompilationProgressBar(False))
+    model = poptorch.inferenceModel(nn.Identity())
     with pytest.raises(poptorch.Error, match="POPTORCH_IPU_MODEL is 'yes'; set it to 1"):
         model(torch.ones(2))

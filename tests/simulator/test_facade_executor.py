@@ -41,10 +41,6 @@ def _quiet_and_seeded() -> Iterator[None]:
     yield
 
 
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
-
-
 def _data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.randn(rows, 6), torch.randint(0, 3, (rows,))
 
@@ -52,7 +48,7 @@ def _data(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_training_equals_a_torch_loop_and_enters_the_forward_once() -> None:
     model = Classifier()
     reference = copy.deepcopy(model)
-    options = _options().deviceIterations(2).outputMode(poptorch.OutputMode.All)
+    options = poptorch.Options().deviceIterations(2).outputMode(poptorch.OutputMode.All)
     options.Training.gradientAccumulation(3)
     trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.3))
     torch_optimizer = torch.optim.SGD(reference.parameters(), lr=0.3)
@@ -79,7 +75,7 @@ def test_training_equals_a_torch_loop_and_enters_the_forward_once() -> None:
 def test_reading_a_weight_fetches_it_and_copies_are_plain() -> None:
     model = Classifier()
     before = model.out.weight.detach().clone()
-    trained = poptorch.trainingModel(model, _options())
+    trained = poptorch.trainingModel(model)
     trained(*_data(4))
     copied = copy.deepcopy(model)
     assert not torch.equal(model.out.weight, before)
@@ -92,8 +88,10 @@ def test_reading_a_weight_fetches_it_and_copies_are_plain() -> None:
 
 def test_inference_follows_training() -> None:
     model = Classifier()
-    trained = poptorch.trainingModel(model, _options(), poptorch.optim.SGD(model.parameters(), lr=0.5))
-    inferred = poptorch.inferenceModel(model, _options())
+    trained = poptorch.trainingModel(
+        model, poptorch.Options(), poptorch.optim.SGD(model.parameters(), lr=0.5)
+    )
+    inferred = poptorch.inferenceModel(model)
     x, labels = _data(4)
     first = inferred(x)
     trained(x, labels)
@@ -104,7 +102,7 @@ def test_inference_follows_training() -> None:
 
 
 def test_changed_inputs_are_refused_with_what_differs() -> None:
-    model = poptorch.inferenceModel(Classifier(), _options())
+    model = poptorch.inferenceModel(Classifier())
     model(torch.zeros(4, 6))
     with pytest.raises(
         poptorch.Error, match=r"Shape mismatch for x: expected .*\[4, 6\].* but got .*\[5, 6\]"
@@ -124,7 +122,7 @@ def test_a_forward_may_have_keyword_only_arguments() -> None:
             return x * by
 
     x, by = torch.rand(2, 3), torch.rand(2, 3)
-    model = poptorch.inferenceModel(Scaled(), _options())
+    model = poptorch.inferenceModel(Scaled())
     torch.testing.assert_close(model(x, by=by), Scaled()(x, by=by))
     with pytest.raises(AssertionError, match="too many positional arguments"):
         model(x, by)
@@ -133,7 +131,7 @@ def test_a_forward_may_have_keyword_only_arguments() -> None:
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
-    model = poptorch.inferenceModel(Classifier(), _options().deviceIterations(3))
+    model = poptorch.inferenceModel(Classifier(), poptorch.Options().deviceIterations(3))
     with pytest.raises(
         AssertionError, match="has 4 rows, which do not divide among 3 micro-batches: deviceIterations 3 "
     ):
@@ -141,20 +139,20 @@ def test_a_batch_that_does_not_divide_is_refused_with_the_arithmetic() -> None:
 
 
 def test_what_needs_an_executable_says_so() -> None:
-    model = poptorch.trainingModel(Classifier(), _options())
+    model = poptorch.trainingModel(Classifier())
     for call in (model.copyWeightsToHost, model.copyWeightsToDevice, model.detachFromDevice):
         with pytest.raises(poptorch.Error, match="has not been compiled or has been destroyed"):
             call()
     with pytest.raises(RuntimeError, match="already been wrapped"):
-        poptorch.trainingModel(model, _options())
+        poptorch.trainingModel(model)
     with pytest.raises(poptorch.Error, match="gradientAccumulation to 1"):
-        options = _options()
+        options = poptorch.Options()
         options.Training.gradientAccumulation(2)
         poptorch.inferenceModel(Classifier(), options)
 
 
 def test_backward_on_an_output_is_refused() -> None:
-    _, loss = poptorch.trainingModel(Classifier(), _options())(*_data(4))
+    _, loss = poptorch.trainingModel(Classifier())(*_data(4))
     with pytest.raises(poptorch.Error, match=r"backward\(\) cannot be called explicitly"):
         loss.backward()
 
@@ -166,7 +164,7 @@ def test_detaching_keeps_weights_and_optimizer_state() -> None:
         torch.manual_seed(0)
         model = Classifier()
         optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.05)
-        trained = poptorch.trainingModel(model, _options(), optimizer)
+        trained = poptorch.trainingModel(model, poptorch.Options(), optimizer)
         for x, labels in data:
             loss = trained(x, labels)[1]
             if detach:
@@ -184,7 +182,7 @@ def test_a_rate_that_is_set_after_a_state_was_loaded_counts(saved: bool) -> None
     reference = copy.deepcopy(model)
     optimizer = poptorch.optim.Adam(model.parameters(), lr=0.1)
     theirs = torch.optim.Adam(reference.parameters(), lr=0.1)
-    trained = poptorch.trainingModel(model, _options(), optimizer)
+    trained = poptorch.trainingModel(model, poptorch.Options(), optimizer)
     for rate in (0.1, 0.01):
         for group in (*optimizer.param_groups, *theirs.param_groups):
             group["lr"] = rate
@@ -199,13 +197,13 @@ def test_a_rate_that_is_set_after_a_state_was_loaded_counts(saved: bool) -> None
         if saved:
             optimizer = poptorch.optim.Adam(model.parameters(), lr=0.5)
             optimizer.load_state_dict(state)
-        trained = poptorch.trainingModel(model, _options(), optimizer)
+        trained = poptorch.trainingModel(model, poptorch.Options(), optimizer)
     for ours, weight in zip(model.parameters(), reference.parameters()):
         torch.testing.assert_close(ours.detach(), weight.detach())
 
 
 def test_an_offline_target_compiles_and_does_not_run() -> None:
-    model = poptorch.trainingModel(Classifier(), _options().useOfflineIpuTarget())
+    model = poptorch.trainingModel(Classifier(), poptorch.Options().useOfflineIpuTarget())
     # `_executable` is what Graphcore's CNNs and DINO ask before they attach or detach a model.
     assert not model.isCompiled() and model._executable is None
     model.compile(*_data(4))
@@ -215,8 +213,8 @@ def test_an_offline_target_compiles_and_does_not_run() -> None:
 
 
 def test_one_device_serves_one_model() -> None:
-    first = poptorch.inferenceModel(Classifier(), _options().useIpuId(3))
-    second = poptorch.inferenceModel(Classifier(), _options().useIpuId(3))
+    first = poptorch.inferenceModel(Classifier(), poptorch.Options().useIpuId(3))
+    second = poptorch.inferenceModel(Classifier(), poptorch.Options().useIpuId(3))
     first(torch.zeros(1, 6))
     with pytest.raises(poptorch.Error, match="Failed to acquire device Id 3"):
         second(torch.zeros(1, 6))
@@ -238,16 +236,16 @@ class TwoStages(torch.nn.Module):
 
 def test_a_pipeline_needs_enough_micro_batches_and_a_power_of_two_of_ipus() -> None:
     with pytest.raises(poptorch.Error, match=r"deviceIterations must be greater: it is 1, .* 2 stages"):
-        poptorch.inferenceModel(TwoStages((0, 1)), _options())(torch.zeros(1))
+        poptorch.inferenceModel(TwoStages((0, 1)))(torch.zeros(1))
     with pytest.raises(poptorch.Error, match=r"specifies the use of 3 IPUs, .* minimum of 4"):
-        poptorch.inferenceModel(TwoStages((0, 1, 2)), _options().deviceIterations(3))(torch.zeros(3))
-    options = _options().deviceIterations(3).autoRoundNumIPUs()
+        poptorch.inferenceModel(TwoStages((0, 1, 2)), poptorch.Options().deviceIterations(3))(torch.zeros(3))
+    options = poptorch.Options().deviceIterations(3).autoRoundNumIPUs()
     assert poptorch.inferenceModel(TwoStages((0, 1, 2)), options)(torch.ones(3)).tolist() == [8, 8, 8]
 
 
 def test_only_a_device_has_a_power_of_two_of_ipus() -> None:
     """PopTorch's `CompilerImpl::createDevice` rounds for neither an offline target nor the IPU Model."""
-    options = _options().deviceIterations(3)
+    options = poptorch.Options().deviceIterations(3)
     poptorch.inferenceModel(TwoStages((0, 1, 2)), options.clone().useOfflineIpuTarget()).compile(
         torch.ones(3)
     )
@@ -265,7 +263,9 @@ def test_only_a_device_has_a_power_of_two_of_ipus() -> None:
 def test_a_saved_model_goes_on_where_it_was(tmp_path: Path) -> None:
     path = str(tmp_path / "folder" / "model.poptorch")
     model = Classifier()
-    trained = poptorch.trainingModel(model, _options(), poptorch.optim.AdamW(model.parameters(), lr=0.05))
+    trained = poptorch.trainingModel(
+        model, poptorch.Options(), poptorch.optim.AdamW(model.parameters(), lr=0.05)
+    )
     x, labels = _data(4)
     trained(x, labels)
     trained.save(path)
@@ -282,7 +282,7 @@ def test_nested_outputs_keep_their_structure() -> None:
         def forward(self, x: torch.Tensor) -> Any:
             return {"a": x + 1, "rest": [x * 2, (x.long(), "text")]}
 
-    out = poptorch.inferenceModel(Nested(), _options())(torch.tensor([1.5]))
+    out = poptorch.inferenceModel(Nested())(torch.tensor([1.5]))
     assert out["a"].tolist() == [2.5] and out["rest"][0].tolist() == [3.0]
     assert out["rest"][1][0].tolist() == [1] and out["rest"][1][1] == "text"
     assert out["rest"][1][0].dtype == torch.int32  # the IPU has no 64-bit integers
@@ -298,7 +298,7 @@ class _Quotient(torch.nn.Module):
 )
 def test_floating_point_exceptions_stop_the_run_where_they_are_enabled(divisor: float, fault: str) -> None:
     def run(enabled: bool, y: float) -> torch.Tensor:
-        options = _options()
+        options = poptorch.Options()
         options.Precision.enableFloatingPointExceptions(enabled)
         return poptorch.inferenceModel(_Quotient(), options)(torch.ones(4), torch.full((4,), y))
 
@@ -312,7 +312,7 @@ def _fast_half_training(
     model: torch.nn.Module, state: dict[str, Any] | None = None
 ) -> tuple[Any, poptorch.optim.AdamW]:
     simulator.install(SimulatorParams(numerics="fast"))
-    options = _options().randomSeed(2)
+    options = poptorch.Options().randomSeed(2)
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=1e-3, accum_type=torch.float16)
     if state is not None:
         optimizer.load_state_dict(state)
@@ -352,14 +352,14 @@ def test_float16_saturates_as_on_the_device_and_overflow_can_be_made_to_show() -
     def run(options: poptorch.Options) -> list[float]:
         return poptorch.inferenceModel(_Squared(), options)(x).tolist()
 
-    assert run(_options()) == [65504.0, 4.0, torch.inf]
-    stopped = _options()
+    assert run(poptorch.Options()) == [65504.0, 4.0, torch.inf]
+    stopped = poptorch.Options()
     stopped.Precision.enableFloatingPointExceptions(True)
     with pytest.raises(poptorch.Error, match="overflow"):
         poptorch.inferenceModel(_Squared(), stopped)(x[:2])
     simulator.install(SimulatorParams(half_overflow="infinity"))
     try:
-        assert run(_options()) == [torch.inf, 4.0, torch.inf]
+        assert run(poptorch.Options()) == [torch.inf, 4.0, torch.inf]
     finally:
         simulator.install(SimulatorParams())
 
@@ -380,7 +380,7 @@ def test_strided_groups_of_channels_are_normalised_as_poplibs_documents_them() -
     """`popnn/GroupNorm.hpp`: the channels of group g are channelInGroupIdx * numGroups + g."""
     model = _GroupNormed()
     reference = copy.deepcopy(model)
-    options = _options()
+    options = poptorch.Options()
     options._Popart.set("groupNormStridedChannelGrouping", True)
     trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
     x = torch.randn(2, 12, 5)
@@ -409,7 +409,7 @@ def test_running_statistics_change_after_the_forward_has_read_them() -> None:
     model, x = _Normed(), torch.randn(8, 2)
     expected = copy.deepcopy(model)
     wanted, _ = expected(x)
-    executor = poptorch.inferenceModel(model, _options())
+    executor = poptorch.inferenceModel(model)
     out, seen = executor(x)
     torch.testing.assert_close(out, wanted)
     assert not seen.any(), "PopART copies the new statistics into the buffers at the end"
@@ -419,7 +419,7 @@ def test_running_statistics_change_after_the_forward_has_read_them() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
 def test_products_of_mixed_types_have_the_type_of_their_first_operand(dtype: torch.dtype) -> None:
     layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3).to(dtype)
-    out = poptorch.inferenceModel(layer, _options())(x)
+    out = poptorch.inferenceModel(layer)(x)
     assert out.dtype == dtype
     torch.testing.assert_close(out.float(), layer(x.float()), rtol=1e-3, atol=1e-3)
 
@@ -437,7 +437,7 @@ class _Made(torch.nn.Module):
 
 def test_tensors_made_like_another_are_on_the_ipu() -> None:
     x = torch.randn(4)
-    for made, expected in zip(poptorch.inferenceModel(_Made(), _options())(x), _Made()(x)):
+    for made, expected in zip(poptorch.inferenceModel(_Made())(x), _Made()(x)):
         assert torch.equal(made, expected)
         assert made.dtype == expected.dtype
 
@@ -447,7 +447,7 @@ def test_distributions_draw_on_the_ipu() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return torch.distributions.Exponential(10.0).sample(x.size())
 
-    drawn = poptorch.inferenceModel(Draw(), _options().randomSeed(1))(torch.zeros(20000))
+    drawn = poptorch.inferenceModel(Draw(), poptorch.Options().randomSeed(1))(torch.zeros(20000))
     assert drawn.mean() == pytest.approx(0.1, rel=0.05)
     assert torch.distributions.Distribution._validate_args, (
         "validation is off only while the model is captured"
@@ -461,10 +461,10 @@ def _gathered(x: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 def test_poptorchs_own_gather_can_be_called_by_name() -> None:
     x, index = torch.randn(3, 4, 6), torch.randint(0, 6, (3, 4, 2))
-    assert torch.equal(poptorch.inferenceModel(_gathered, _options())(x, index), x.gather(-1, index))
+    assert torch.equal(poptorch.inferenceModel(_gathered)(x, index), x.gather(-1, index))
     for bad in (index[:, :1], index[0]):
         with pytest.raises(poptorch.Error, match="dimensions of the data except for the last"):
-            poptorch.inferenceModel(_gathered, _options())(x, bad)
+            poptorch.inferenceModel(_gathered)(x, bad)
 
 
 def test_a_model_is_pickled_until_it_is_compiled() -> None:

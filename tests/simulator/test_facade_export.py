@@ -38,7 +38,7 @@ class Counted(torch.nn.Module):
 
 
 def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False).randomSeed(5)
+    return poptorch.Options().randomSeed(5)
 
 
 def _trainer(options: poptorch.Options | None = None, width: int = 4, **adam: Any) -> Any:

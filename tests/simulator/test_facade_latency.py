@@ -17,7 +17,7 @@ class Product(torch.nn.Module):
 
 
 def options(iterations: int, replicas: int = 1) -> poptorch.Options:
-    made = poptorch.Options().showCompilationProgressBar(False).deviceIterations(iterations)
+    made = poptorch.Options().deviceIterations(iterations)
     return made.replicationFactor(replicas)
 
 

@@ -12,10 +12,6 @@ import transformers
 import bert_ipu.simulator.poptorch as poptorch
 
 
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
-
-
 @pytest.mark.parametrize("padding", [False, True])
 def test_torchs_encoder_runs_with_masks_whose_values_are_not_known(padding: bool) -> None:
     encoder = torch.nn.TransformerEncoder(
@@ -24,7 +20,7 @@ def test_torchs_encoder_runs_with_masks_whose_values_are_not_known(padding: bool
     x, causal = torch.randn(2, 5, 8), torch.nn.Transformer.generate_square_subsequent_mask(5)
     hidden = torch.zeros(2, 5)
     hidden[1, 3:] = -torch.inf
-    run = poptorch.inferenceModel(encoder, _options())
+    run = poptorch.inferenceModel(encoder)
     if padding:
         got, expected = run(x, None, hidden), encoder.train()(x, None, hidden)
     else:
@@ -45,7 +41,7 @@ def test_a_scripted_module_trains() -> None:
     model = Squared(torch.jit.script(torch.nn.Linear(4, 3)))
     before = [parameter.detach().clone().requires_grad_() for parameter in model.parameters()]
     x = torch.randn(2, 4)
-    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=0.5))
+    trained = poptorch.trainingModel(model, poptorch.Options(), torch.optim.SGD(model.parameters(), lr=0.5))
     loss = trained(x)
     expected = torch.nn.functional.linear(x, *before).square().mean()
     expected.backward()
@@ -92,7 +88,7 @@ def test_hugging_faces_models_train_as_in_a_torch_loop(make: Callable[[], torch.
     mask = torch.ones(4, 10, dtype=torch.long)
     mask[1, 6:] = 0
     labels = torch.tensor([0, 2, 1, 0]) if make is _bert else tokens
-    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=0.1))
+    trained = poptorch.trainingModel(model, poptorch.Options(), torch.optim.SGD(model.parameters(), lr=0.1))
     optimizer = torch.optim.SGD(reference.parameters(), lr=0.1)
     for _ in range(3):
         got = trained(input_ids=tokens, attention_mask=mask, labels=labels)

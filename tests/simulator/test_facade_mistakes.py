@@ -12,20 +12,12 @@ import numpy
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import Calls
 
 import bert_ipu.simulator.poptorch as poptorch
 from bert_ipu.simulator.graph.unsupported import INSTEAD
 
 DOCS = Path(__file__).parents[2] / "docs/simulator.md"
-
-
-class Inner(torch.nn.Module):
-    def __init__(self, function: Callable[[torch.Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.function(x)
 
 
 class Chain(torch.nn.Module):
@@ -46,12 +38,8 @@ class Chain(torch.nn.Module):
 X = torch.randn(4, 4)
 
 
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
-
-
 def _run(function: Callable[[torch.Tensor], Any]) -> Any:
-    return poptorch.inferenceModel(torch.nn.Sequential(Inner(function)), _options())(X)
+    return poptorch.inferenceModel(torch.nn.Sequential(Calls(function)))(X)
 
 
 HERE = r"in module '0' \(.*test_facade_mistakes\.py:\d+\)"
@@ -125,25 +113,25 @@ def test_an_operator_whose_gradient_cannot_be_traced_is_named_with_its_place() -
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.mse_loss(triple(self.weight * x), x)
 
-    torch.testing.assert_close(poptorch.inferenceModel(Tripled(), _options())(X), (2 * X).square().mean())
+    torch.testing.assert_close(poptorch.inferenceModel(Tripled())(X), (2 * X).square().mean())
     said = r"The gradient of test_facade_mistakes\.triple\S* \(.*test_facade_mistakes\.py:\d+\) cannot be compiled"
     with pytest.raises(poptorch.Error, match=said):
-        poptorch.trainingModel(Tripled(), _options())(X)
+        poptorch.trainingModel(Tripled())(X)
 
 
 def test_a_pipeline_must_not_go_back() -> None:
-    options = _options().deviceIterations(4)
+    options = poptorch.Options().deviceIterations(4)
     with pytest.raises(poptorch.Error, match=r"goes back from stage 1 to stage 0: .*'block2'.*AutoIncrement"):
         poptorch.inferenceModel(Chain(0, 1, 0), options)(X)
     increment = poptorch.PipelinedExecution(poptorch.AutoStage.AutoIncrement)
     for strategy in (increment, poptorch.ShardedExecution()):
-        options = _options().deviceIterations(4).setExecutionStrategy(strategy)
+        options = poptorch.Options().deviceIterations(4).setExecutionStrategy(strategy)
         assert poptorch.inferenceModel(Chain(0, 1, 0), options)(X).shape == (4, 4)
 
 
 def test_an_optimizer_of_another_kind_is_refused() -> None:
     model = Chain(0)
-    trainer = poptorch.trainingModel(model, _options(), poptorch.optim.SGD(model.parameters(), lr=0.1))
+    trainer = poptorch.trainingModel(model, poptorch.Options(), poptorch.optim.SGD(model.parameters(), lr=0.1))
     trainer(X, X)
     groups = [{"params": [each]} for each in model.parameters()]
     with pytest.raises(
@@ -168,7 +156,7 @@ def test_values_that_popart_refuses_are_refused(make: Any, said: str) -> None:
     """PopART's `Adam::runValueChecks`, `SGD::runValueChecks` and `Optimizer::Optimizer`."""
     model = Chain(0)
     with pytest.raises(poptorch.Error, match=said):
-        poptorch.trainingModel(model, _options(), make(list(model.parameters())))(X, X)
+        poptorch.trainingModel(model, poptorch.Options(), make(list(model.parameters())))(X, X)
 
 
 class Scaled(torch.nn.Module):
@@ -191,7 +179,7 @@ def test_what_follows_the_last_loss_is_not_minimised_and_is_said(
     """PopTorch's `RemoveSurplusIdentityLosses.cpp`: training starts from the last loss function's result."""
     model = Scaled(wrapped)
     reference = copy.deepcopy(model.layer)
-    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=1.0))
+    trained = poptorch.trainingModel(model, poptorch.Options(), torch.optim.SGD(model.parameters(), lr=1.0))
     trained(X)
     ((2 if wrapped else 1) * F.mse_loss(reference(X), X)).backward()
     expected = reference.weight - reference.weight.grad
@@ -202,7 +190,7 @@ def test_what_follows_the_last_loss_is_not_minimised_and_is_said(
 @pytest.mark.parametrize("period", [3, 4])
 def test_a_return_period_must_divide_the_iterations(period: int) -> None:
     """PopART's `DataFlow::isValidAnchorReturnPeriod`."""
-    options = _options().deviceIterations(2).outputMode(poptorch.OutputMode.EveryN, period)
+    options = poptorch.Options().deviceIterations(2).outputMode(poptorch.OutputMode.EveryN, period)
     with pytest.raises(poptorch.Error, match=rf"must be a multiple of {period}"):
         poptorch.inferenceModel(Chain(0), options)(X)
 
@@ -231,7 +219,7 @@ def test_a_constant_attribute_cannot_change_after_compilation(
     """PopTorch's user guide, "Constant attributes"; the errors are those of PopART's `OptimizerValue`."""
     model = Chain(0)
     optimizer = make(model.parameters(), lr=0.1)
-    trained = poptorch.trainingModel(model, _options(), optimizer)
+    trained = poptorch.trainingModel(model, poptorch.Options(), optimizer)
     trained(X, X)
     optimizer.param_groups[0].update(change)
     if said is None:
@@ -258,14 +246,14 @@ def test_a_constant_attribute_cannot_change_after_compilation(
     ],
 )
 def test_an_option_that_is_none_is_refused(change: Any, error: type[Exception], said: str) -> None:
-    options = _options()
+    options = poptorch.Options()
     with pytest.raises(error, match=said):
         change(options)
         poptorch.inferenceModel(Chain(0), options)(X)
 
 
 def test_options_in_use_cannot_be_changed() -> None:
-    options = _options()
+    options = poptorch.Options()
     poptorch.inferenceModel(Chain(0), options)
     with pytest.raises(AttributeError, match=r"Can't modify frozen Options: .*options.clone\(\)"):
         options.deviceIterations(2)
@@ -274,7 +262,7 @@ def test_options_in_use_cannot_be_changed() -> None:
 
 
 def test_cycles_are_not_made_up() -> None:
-    model = poptorch.inferenceModel(Chain(0), _options().logCycleCount(True))
+    model = poptorch.inferenceModel(Chain(0), poptorch.Options().logCycleCount(True))
     model(X)
     with pytest.raises(poptorch.SimulatorUnsupported, match="no model of how long an IPU takes"):
         model.cycleCount()

@@ -11,7 +11,7 @@ import bert_ipu.simulator.poptorch as poptorch
 
 
 def _printed(capfd: pytest.CaptureFixture[str], x: torch.Tensor, **layout: Any) -> str:
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     poptorch.inferenceModel(lambda t: poptorch.ipu_print_tensor(t, "it", **layout) + 1, options)(x)
     return capfd.readouterr().err
 
@@ -62,7 +62,7 @@ def test_a_gradient_is_printed_under_its_own_title(
     capfd: pytest.CaptureFixture[str], print_gradient: bool
 ) -> None:
     model = _Product(print_gradient=print_gradient)
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     trained = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=1.0))
     trained(torch.ones(2))
     text = capfd.readouterr().err

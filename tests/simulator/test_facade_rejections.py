@@ -13,25 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from small_models import Calls
 from torch import Tensor, nn
 
 import bert_ipu.simulator.poptorch as poptorch
 
 X = torch.rand(4, 4)
 Stage, Serialize = poptorch.Stage, poptorch.MatMulSerializationMode
-
-
-class Calls(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
-
-
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
 
 
 def _compile(options: poptorch.Options, model: nn.Module | None = None) -> poptorch.PoplarExecutor:
@@ -64,16 +52,16 @@ def _compile(options: poptorch.Options, model: nn.Module | None = None) -> popto
     ],
 )
 def test_an_option_that_the_compiler_refuses(change: Callable[[poptorch.Options], Any], said: str) -> None:
-    options = _options()
+    options = poptorch.Options()
     change(options)
     with pytest.raises(poptorch.Error, match=said):
         _compile(options)
 
 
 def test_whole_numbers_are_written_out_for_containers_of_strings() -> None:
-    _compile(
-        _options()._Popart.setEngineOptions({"a": 1}) and _options().setAvailableMemoryProportion({"IPU0": 1})
-    )
+    options = poptorch.Options().setAvailableMemoryProportion({"IPU0": 1})
+    options._Popart.setEngineOptions({"a": 1})
+    _compile(options)
 
 
 def test_the_environment_asks_for_the_ipu_model(
@@ -89,10 +77,10 @@ def test_the_environment_asks_for_the_ipu_model(
     with pytest.raises(AssertionError, match="There is no IPU here"):
         poptorch.ipuHardwareVersion()
     capsys.readouterr()
-    poptorch.inferenceModel(nn.Linear(4, 4), three(_options())).compile(torch.rand(3, 4))
+    poptorch.inferenceModel(nn.Linear(4, 4), three(poptorch.Options())).compile(torch.rand(3, 4))
     assert "Graphcore's IPU Model has no executable cache" in capsys.readouterr().err
     with pytest.raises(poptorch.Error, match="must reserve a minimum of 4"):
-        poptorch.inferenceModel(nn.Linear(4, 4), three(_options().useIpuModel(False))).compile(
+        poptorch.inferenceModel(nn.Linear(4, 4), three(poptorch.Options().useIpuModel(False))).compile(
             torch.rand(3, 4)
         )
 
@@ -104,7 +92,7 @@ def test_parallel_phases_alternate_between_even_and_odd_ipus(ipus: tuple[int, in
     for layer, name in zip(model, "ab"):
         poptorch.BeginBlock(layer, name)
     with pytest.raises(poptorch.Error, match=r"Phase \d has block '[ab]' on IPU \d, but parallel phases"):
-        _compile(_options().setExecutionStrategy(strategy), model)
+        _compile(poptorch.Options().setExecutionStrategy(strategy), model)
 
 
 @pytest.mark.parametrize(
@@ -127,12 +115,12 @@ def test_an_operator_of_poptorchs_own_refuses_its_arguments(
     function: Callable[[Tensor], Any], said: str
 ) -> None:
     with pytest.raises(poptorch.Error, match=said):
-        _compile(_options(), Calls(function))
+        _compile(poptorch.Options(), Calls(function))
 
 
 def test_cpu_operators_run_after_one_that_was_refused() -> None:
     doubled = Calls(lambda x: poptorch.CPU(lambda x: x * 2, "double")(x))
-    torch.testing.assert_close(poptorch.inferenceModel(doubled, _options())(X), X * 2)
+    torch.testing.assert_close(poptorch.inferenceModel(doubled)(X), X * 2)
 
 
 def test_attributes_are_strings() -> None:
@@ -142,7 +130,7 @@ def test_attributes_are_strings() -> None:
 
 
 def test_a_parameter_is_no_tensor_to_a_compiled_model() -> None:
-    executor = _compile(_options())
+    executor = _compile(poptorch.Options())
     with pytest.raises(
         poptorch.Error, match=r"Type mismatch for input: expected .*Tensor.* but got .*Parameter"
     ):
@@ -162,28 +150,28 @@ def test_an_optimizer_of_another_models_parameters_is_refused() -> None:
 
     optimizer = poptorch.optim.SGD(Trained().parameters(), lr=0.1)
     with pytest.raises(KeyError, match="2 parameters of the optimizer are none of the model's"):
-        poptorch.trainingModel(Trained(), _options(), optimizer)(X)
+        poptorch.trainingModel(Trained(), poptorch.Options(), optimizer)(X)
 
 
 def test_a_result_on_the_cpu_is_a_warning_of_pythons() -> None:
     model = Calls(lambda x: (x + 1, torch.ones(2, device="cpu")))
     with pytest.warns(UserWarning, match="Output expected to be on the IPU but is on cpu"):
-        result, constant = poptorch.inferenceModel(model, _options())(X)
+        result, constant = poptorch.inferenceModel(model)(X)
     torch.testing.assert_close((result, constant), (X + 1, torch.ones(2)))
 
 
 def test_load_asserts_the_version_of_a_file(tmp_path: Path) -> None:
-    executor, file = _compile(_options()), str(tmp_path / "model.poptorch")
+    executor, file = _compile(poptorch.Options()), str(tmp_path / "model.poptorch")
     executor._poptorch_version = "3.3.0"
     executor.save(file)
     with pytest.raises(AssertionError, match=r"version 3\.3\.0 of PopTorch wrote it, and this is version 3\.4"):
         poptorch.load(file)
     with pytest.raises(poptorch.Error, match=r"version 3\.3\.0 of PopTorch wrote it, and this is version 3\.4"):
-        poptorch.inferenceModel(nn.Linear(4, 4), _options()).loadExecutable(file)
+        poptorch.inferenceModel(nn.Linear(4, 4)).loadExecutable(file)
 
 
 def test_several_processes_without_a_cache_are_warned(caplog: pytest.LogCaptureFixture) -> None:
-    options = _options().useOfflineIpuTarget()
+    options = poptorch.Options().useOfflineIpuTarget()
     options.Distributed.configureProcessId(0, 2)
     with caplog.at_level(logging.WARNING, "poptorch::python"):
         _compile(options)
@@ -203,7 +191,7 @@ def _grouped(rows: int, *grouping: Any) -> Tensor:
         def forward(self, x: Tensor) -> Tensor:
             return x * self.weight
 
-    executor = poptorch.inferenceModel(Weighted(), _options().replicationFactor(4))
+    executor = poptorch.inferenceModel(Weighted(), poptorch.Options().replicationFactor(4))
     executor.weight.replicaGrouping(*grouping)
     return executor(X)
 
@@ -242,4 +230,4 @@ def test_a_process_has_at_most_64_ipus() -> None:
     with pytest.raises(
         poptorch.Error, match=r"Too many IPUs requested \(128\)\. Experiments that need over 64 "
     ):
-        poptorch.inferenceModel(nn.Linear(4, 4), _options().replicationFactor(128))(torch.rand(128, 4))
+        poptorch.inferenceModel(nn.Linear(4, 4), poptorch.Options().replicationFactor(128))(torch.rand(128, 4))

@@ -17,10 +17,6 @@ from torch import Tensor, nn
 import bert_ipu.simulator.poptorch as poptorch
 
 
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
-
-
 class Tensors(nn.Module):
     """Calls a function of itself and its input."""
 
@@ -65,7 +61,7 @@ def test_what_would_reach_into_memory_is_refused(forward: Any, said: str) -> Non
     model = Tensors(forward)
     before = model.kept.data_ptr()
     with pytest.raises(poptorch.Error, match=re.escape(said)):
-        poptorch.inferenceModel(model, _options())(torch.ones(2, 3))
+        poptorch.inferenceModel(model)(torch.ones(2, 3))
     assert model.kept.data_ptr() == before
 
 
@@ -83,11 +79,11 @@ def test_what_would_reach_into_memory_is_refused(forward: Any, said: str) -> Non
 )
 def test_arguments_of_the_wrong_kind_are_named(forward: Any, error: type[Exception], said: str) -> None:
     with pytest.raises(error, match=re.escape(said)):
-        poptorch.inferenceModel(Tensors(forward), _options())(torch.ones(2, 3))
+        poptorch.inferenceModel(Tensors(forward))(torch.ones(2, 3))
 
 
 def test_a_wrapped_model_is_neither_pickled_nor_deeply_copied() -> None:
-    run = poptorch.inferenceModel(nn.Linear(3, 2), _options())
+    run = poptorch.inferenceModel(nn.Linear(3, 2))
     run(torch.ones(1, 3))
     for copied in (copy.deepcopy, pickle.dumps):
         with pytest.raises(poptorch.Error, match=re.escape("take the user's, `executor.model`")):
@@ -96,15 +92,15 @@ def test_a_wrapped_model_is_neither_pickled_nor_deeply_copied() -> None:
 
 
 def test_only_training_models_take_optimizers_and_only_modules_train() -> None:
-    run = poptorch.inferenceModel(nn.Linear(3, 2), _options())
+    run = poptorch.inferenceModel(nn.Linear(3, 2))
     with pytest.raises(poptorch.Error, match=re.escape("this model only infers")):
         run.setOptimizer(torch.optim.SGD(run.model.parameters(), lr=0.1))
     with pytest.raises(TypeError, match=re.escape("trainingModel takes a torch.nn.Module")):
-        poptorch.trainingModel(torch.sin, _options())
+        poptorch.trainingModel(torch.sin)
 
 
 def test_arguments_that_are_no_tensors_are_compared_by_all_their_elements() -> None:
-    run = poptorch.inferenceModel(lambda x, scale: x * float(scale.sum()), _options())
+    run = poptorch.inferenceModel(lambda x, scale: x * float(scale.sum()))
     for _ in range(2):
         assert run(torch.ones(2), numpy.array([1, 2])).tolist() == [3, 3]
     with pytest.raises(poptorch.Error, match="Value mismatch for scale"):
@@ -114,14 +110,14 @@ def test_arguments_that_are_no_tensors_are_compared_by_all_their_elements() -> N
 
 
 def test_results_in_containers_that_nobody_looks_into_are_said(caplog: pytest.LogCaptureFixture) -> None:
-    run = poptorch.inferenceModel(Tensors(lambda m, x: (x, types.SimpleNamespace(hidden=x))), _options())
+    run = poptorch.inferenceModel(Tensors(lambda m, x: (x, types.SimpleNamespace(hidden=x))))
     run(torch.ones(2, 3))
     assert "returns a SimpleNamespace, which holds tensors" in caplog.text
 
 
 def test_a_dict_with_defaults_comes_back() -> None:
     run = poptorch.inferenceModel(
-        Tensors(lambda m, x: collections.defaultdict(list, {"y": x + 1})), _options()
+        Tensors(lambda m, x: collections.defaultdict(list, {"y": x + 1})), poptorch.Options()
     )
     assert run(torch.zeros(1, 2))["y"].tolist() == [[1, 1]]
 
@@ -132,7 +128,7 @@ def test_a_tensor_of_a_forward_is_copied_as_deeply_as_any() -> None:
         copied.mul_(2)
         return copied + x
 
-    run = poptorch.inferenceModel(Tensors(forward), _options())
+    run = poptorch.inferenceModel(Tensors(forward))
     assert run(torch.ones(1, 2)).tolist() == [[3, 3]]
 
 
@@ -151,7 +147,7 @@ def test_products_of_integers_and_numbers_are_refused_as_by_torch(product: Any, 
     with pytest.raises(RuntimeError):
         product(operand)
     with pytest.raises(poptorch.Error, match=f"operands must have the same dtype.*{dtype}"):
-        poptorch.inferenceModel(product, _options())(operand)
+        poptorch.inferenceModel(product)(operand)
 
 
 X = torch.ones(2, 3)
@@ -188,7 +184,7 @@ PROBS = torch.ones(4, 2, 5)
     ],
 )
 def test_an_argument_of_another_kind_is_named(call: Any, kind: type[Exception], said: str, captured: bool) -> None:
-    run = poptorch.inferenceModel(Tensors(lambda m, x: call(x)), _options()) if captured else call
+    run = poptorch.inferenceModel(Tensors(lambda m, x: call(x))) if captured else call
     with pytest.raises(kind, match=re.escape(said)):
         run(X)
 

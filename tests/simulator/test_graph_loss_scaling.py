@@ -197,7 +197,7 @@ def test_a_loss_scale_beyond_float16_is_carried_in_float32(
         monkeypatch.setattr(numerics, "has_fast_bf16", lambda _: True)
     torch.manual_seed(1)
     model = Classifier().half()
-    options = Options().showCompilationProgressBar(False)
+    options = Options()
     options.Training.setAutomaticLossScaling(True)
     options.anchorTensor("scale", "finalLossScale", poptorch.OutputMode.Final)
     trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.0))

@@ -139,7 +139,7 @@ def test_convolutions_are_torchs_where_every_sum_is_exact(kernels: Kernels | Non
 
 
 def options_with(partials: torch.dtype) -> poptorch.Options:
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     options.Precision.setPartialsType(partials)
     return options
 
@@ -214,7 +214,7 @@ def test_a_multi_convolution_needs_one_setting_for_all_or_one_for_each() -> None
 
 def test_recurrent_layers_with_half_partials_are_refused() -> None:
     simulator.install(SimulatorParams())
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     options._Popart.set("lstmOptions", {"partialsType": "half"})
     model = poptorch.inferenceModel(nn.LSTM(4, 4), options)
     with pytest.raises(poptorch.SimulatorUnsupported, match="recurrent layers are simulated with float32 sums"):

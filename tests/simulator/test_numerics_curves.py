@@ -100,7 +100,7 @@ def float32_curve(text: Path) -> Tensor:
 def float16_curve(text: Path, numerics: str, stochastic: bool, partials: torch.dtype) -> Tensor:
     simulator.install(SimulatorParams(numerics=numerics))
     trained = model().half()
-    options = poptorch.Options().showCompilationProgressBar(False).randomSeed(1)
+    options = poptorch.Options().randomSeed(1)
     options.Training.gradientAccumulation(ACCUMULATION)
     options.Training.accumulationAndReplicationReductionType(poptorch.ReductionType.Mean)
     options.Precision.enableStochasticRounding(stochastic).setPartialsType(partials)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_models import Calls
 from torch import Tensor, nn
 
 import bert_ipu.simulator.poptorch as poptorch
@@ -24,19 +25,7 @@ WEIGHTS = torch.ones(4)
 
 
 def _run(model: Any, *inputs: Tensor) -> Any:
-    options = poptorch.Options().showCompilationProgressBar(False)
-    return poptorch.inferenceModel(model, options)(*inputs)
-
-
-class Calls(nn.Module):
-    """A function of the inputs, for messages to have a line to name."""
-
-    def __init__(self, function: Callable[..., Any], *layers: nn.Module) -> None:
-        super().__init__()
-        self.function, self.layers = function, nn.ModuleList(layers)
-
-    def forward(self, *inputs: Tensor) -> Any:
-        return self.function(*self.layers, *inputs)
+    return poptorch.inferenceModel(model)(*inputs)
 
 
 def _ctc(scores: Tensor, labels: Tensor, lengths: Tensor) -> Tensor:
@@ -135,7 +124,7 @@ class Scored(nn.Module):
 def _trained(loss: Callable[[Tensor, Tensor], Tensor], target: Tensor) -> nn.Module:
     model = Scored(loss)
     optimizer = poptorch.optim.SGD(model.parameters(), lr=1.0)
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     poptorch.trainingModel(model, options, optimizer)(ROWS, target)
     return model
 
@@ -221,7 +210,7 @@ def test_an_error_of_torchs_own_stays_as_it_is_and_has_a_note_of_its_place(
 def test_a_dimension_that_is_not_there_is_found_before_a_run(wrong: Callable[[Tensor], Any]) -> None:
     with pytest.raises(IndexError, match="Dimension out of range") as by_torch:
         wrong(ROWS)
-    model = poptorch.inferenceModel(Calls(wrong), poptorch.Options().showCompilationProgressBar(False))
+    model = poptorch.inferenceModel(Calls(wrong))
     with pytest.raises(IndexError, match=re.escape(str(by_torch.value))):
         model.compile(ROWS)
 
@@ -248,7 +237,7 @@ def test_an_error_of_the_users_own_stays_as_it_is() -> None:
 def test_a_value_that_an_operator_cannot_take_is_an_error_with_its_place(
     function: Callable[..., Tensor], module: str, iterations: int
 ) -> None:
-    options = poptorch.Options().showCompilationProgressBar(False).deviceIterations(iterations)
+    options = poptorch.Options().deviceIterations(iterations)
     layer, index = nn.Embedding(4, 3), torch.arange(4)
     with pytest.raises(IndexError) as by_torch:
         function(layer, index)

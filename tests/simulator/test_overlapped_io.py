@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from small_models import Calls
+from torch import Tensor
 
 import bert_ipu.simulator.poptorch as poptorch
 
@@ -15,17 +16,8 @@ LOOP = poptorch.OverlapMode.OverlapAccumulationLoop
 X = torch.rand(2, 3)
 
 
-class Calls(nn.Module):
-    def __init__(self, function: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(x)
-
-
 def _options() -> poptorch.Options:
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     options.setExecutionStrategy(poptorch.ShardedExecution())
     options.TensorLocations.numIOTiles(32)
     return options
@@ -81,5 +73,5 @@ def test_the_options_must_allow_it() -> None:
 
 def test_no_overlap_needs_nothing() -> None:
     model = Calls(lambda x: poptorch.set_overlap_for_input(x, poptorch.OverlapMode.NoOverlap) + 1)
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     torch.testing.assert_close(poptorch.inferenceModel(model, options)(X), X + 1)

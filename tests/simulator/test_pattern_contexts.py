@@ -49,7 +49,7 @@ def test_averages_are_taken_once_per_weight_update(accumulation: int, replicas: 
     load_average()
     model = Teacher()
     reference = copy.deepcopy(model)
-    options = poptorch.Options().showCompilationProgressBar(False).replicationFactor(replicas)
+    options = poptorch.Options().replicationFactor(replicas)
     options.Training.gradientAccumulation(accumulation)
     options.outputMode(poptorch.OutputMode.All)
     trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.student.parameters(), lr=LR))
@@ -74,7 +74,7 @@ def test_averages_are_taken_once_per_weight_update(accumulation: int, replicas: 
 def test_a_micro_batch_cannot_read_what_runs_after_it() -> None:
     load_average()
     model = Teacher(reads_result=True)
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.student.parameters(), lr=LR))
     with pytest.raises(CustomOpError, match=r"reads the result of Accumulate, which runs after the micro-batch"):
         trained(torch.randn(2, 3), torch.tensor([FACTOR]))

@@ -54,7 +54,6 @@ class Run:
         options = poptorch.Options()
         options.Training.gradientAccumulation(accumulation)
         options.replicationFactor(replicas)
-        options.showCompilationProgressBar(False)
         options._Popart.setPatterns({**OFF, **switches})
         model = Words(tied, padding)
         model = model.half() if half else model
@@ -187,7 +186,6 @@ X = torch.randn(2, 5, WIDTH, generator=torch.Generator().manual_seed(3))
 def quiet_options(switches: Mapping[str, bool]) -> poptorch.Options:
     load_own("dropout_removal")
     options = poptorch.Options()
-    options.showCompilationProgressBar(False)
     options.randomSeed(3)
     options._Popart.setPatterns({**OFF, **switches})
     return options
@@ -232,7 +230,6 @@ def test_without_a_library_a_compile_asks_for_no_patterns(monkeypatch: pytest.Mo
     monkeypatch.setattr(abi, "runtime", lambda: pytest.fail("the C++ runtime was asked for"))
     assert not abi.runtime_is_loaded()
     options = poptorch.Options()
-    options.showCompilationProgressBar(False)
     executor = poptorch.inferenceModel(nn.Linear(WIDTH, 2), options)
     executor(X)
     assert executor.pattern_changes() == []

@@ -28,7 +28,7 @@ class TwoStages(nn.Module):
 
 def compiled_text(capfd: pytest.CaptureFixture[str], device: str) -> str:
     simulator.install(SimulatorParams(device=device))
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     options.Training.gradientAccumulation(3)
     model = TwoStages()
     optimizer = poptorch.optim.AdamW(model.parameters(), lr=0.1)

@@ -193,7 +193,7 @@ def simulated(drawn: Drawn, program: Program) -> Iterator[tuple[Tensor, Tensor]]
     """The same by a PopTorch program."""
     simulator.install(drawn.params)
     make, _, settings = OPTIMIZERS[drawn.optimizer]
-    options = poptorch.Options().showCompilationProgressBar(False).outputMode(drawn.mode)
+    options = poptorch.Options().outputMode(drawn.mode)
     options.deviceIterations(drawn.iterations).replicationFactor(drawn.replicas)
     reduction = poptorch.ReductionType.Mean if drawn.mean else poptorch.ReductionType.Sum
     options.Training.gradientAccumulation(drawn.accumulation)

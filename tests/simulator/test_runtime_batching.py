@@ -227,7 +227,7 @@ def test_what_is_rounded_at_random_is_so_for_each_micro_batch() -> None:
     """Also what no input changes, where the micro-batches share the rest."""
     count = 400
     simulator.install(SimulatorParams())
-    options = poptorch.Options().showCompilationProgressBar(False).deviceIterations(count)
+    options = poptorch.Options().deviceIterations(count)
     options.Precision.enableStochasticRounding(True)
     model = ScaledWeight()
     rounded = poptorch.inferenceModel(model, options)(torch.zeros(count, H + 1).half()).double()

@@ -38,7 +38,7 @@ def gpu() -> Iterator[PretendedGpu | None]:
 
 
 def _options(accumulation: int = 1) -> poptorch.Options:
-    options = poptorch.Options().showCompilationProgressBar(False).outputMode(poptorch.OutputMode.All)
+    options = poptorch.Options().outputMode(poptorch.OutputMode.All)
     options.Training.gradientAccumulation(accumulation)
     return options.randomSeed(7)
 
@@ -220,7 +220,7 @@ class _Hosted(nn.Module):
 def test_what_runs_on_the_host_gets_the_hosts_tensors(capfd: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(1)
     model, x, lengths = _Hosted(), torch.randn(4, 3), torch.tensor([4])
-    found = poptorch.inferenceModel(model, poptorch.Options().showCompilationProgressBar(False))(x, lengths)
+    found = poptorch.inferenceModel(model)(x, lengths)
     expected = model.on_host._layer_to_call(x * 2) + torch.tensor([1.0, 2.0, 3.0])
     torch.testing.assert_close(found[0], expected)
     decoded = poptorch.ctc_beam_search_decoder(F.log_softmax(expected.unsqueeze(1), -1), lengths)
@@ -233,9 +233,9 @@ def test_a_gpu_is_chosen_by_its_number() -> None:
     count = torch.cuda.device_count()
     simulator.install(SimulatorParams(device=f"cuda:{count - 1}"))
     x = torch.randn(3, 4)
-    run = poptorch.inferenceModel(nn.Softmax(-1), poptorch.Options().showCompilationProgressBar(False))
+    run = poptorch.inferenceModel(nn.Softmax(-1))
     torch.testing.assert_close(run(x), x.softmax(-1))
     simulator.install(SimulatorParams(device=f"cuda:{count}"))
-    run = poptorch.inferenceModel(nn.Softmax(-1), poptorch.Options().showCompilationProgressBar(False))
+    run = poptorch.inferenceModel(nn.Softmax(-1))
     with pytest.raises(Error, match=f"has {count} of them"):
         run(x)

@@ -188,7 +188,7 @@ def test_bert_trains(gpu: PretendedGpu, task: str, optimizer: Any, mode: str) ->
     reference, _ = _bert(task, "float32")
     reference.load_state_dict(model.state_dict())
     expected = reference(*batch)[0]
-    options = poptorch.Options().showCompilationProgressBar(False).outputMode(poptorch.OutputMode.Final)
+    options = poptorch.Options().outputMode(poptorch.OutputMode.Final)
     options.setExecutionStrategy(poptorch.ShardedExecution(poptorch.AutoStage.AutoIncrement))
     options.Training.gradientAccumulation(2)
     trained = poptorch.trainingModel(
@@ -231,7 +231,7 @@ def test_layers_in_float32_normalise_float16(
     x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(1))
     with pretended_gpu() if device == "cuda" else nullcontext():
         simulator.install(SimulatorParams(device=device, numerics="fast"))
-        options = poptorch.Options().showCompilationProgressBar(False)
+        options = poptorch.Options()
         trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
         losses = [trained(x.half()) for _ in range(3)]
         trained.copyWeightsToHost()
@@ -257,7 +257,7 @@ class _Rounded(nn.Module):
 
 @needs_no_gpu
 def test_what_many_operators_draw_by_is_copied_once(gpu: PretendedGpu) -> None:
-    model, options = _Rounded(), poptorch.Options().showCompilationProgressBar(False)
+    model, options = _Rounded(), poptorch.Options()
     options.Precision.enableStochasticRounding(True)
     trained = poptorch.trainingModel(model, options, poptorch.optim.SGD(model.parameters(), lr=0.1))
     trained.compile(x := torch.ones(2, 4).half())
@@ -273,7 +273,7 @@ def test_every_operator_has_its_gradient_on_a_gpu(gpu: PretendedGpu, name: str) 
     function, shapes = gradients.CASES[name]
     model, reference = gradients.Operator(function, *shapes), gradients.Operator(function, *shapes)
     x = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
-    options = poptorch.Options().showCompilationProgressBar(False)
+    options = poptorch.Options()
     trained = poptorch.trainingModel(model, options, torch.optim.SGD(model.parameters(), lr=0.1))
     theirs = torch.optim.SGD(reference.parameters(), lr=0.1)
     expected = reference(x)
@@ -370,7 +370,7 @@ def test_a_call_does_not_follow_the_defaults_around_it(block: Callable[[], Any],
     simulator.install(SimulatorParams(native_kernels=native))
     found = []
     for around in (nullcontext, block):
-        options, model = poptorch.Options().showCompilationProgressBar(False).randomSeed(1), _Words()
+        options, model = poptorch.Options().randomSeed(1), _Words()
         trained = poptorch.trainingModel(model, options, poptorch.optim.AdamW(model.parameters(), lr=0.1))
         trained.compile(ids := torch.arange(12).view(3, 4) % 9)
         with around():
@@ -382,7 +382,7 @@ def test_a_call_does_not_follow_the_defaults_around_it(block: Callable[[], Any],
 
 def test_what_was_compiled_for_inference_alone_can_get_new_weights() -> None:
     layer, x = nn.Linear(4, 4), torch.randn(2, 4)
-    run = poptorch.inferenceModel(layer, poptorch.Options().showCompilationProgressBar(False))
+    run = poptorch.inferenceModel(layer)
     with torch.inference_mode():
         run(x)
     nn.init.ones_(layer.weight)
@@ -394,7 +394,7 @@ def test_what_was_compiled_for_inference_alone_can_get_new_weights() -> None:
 def test_autocast_around_a_call_casts_nothing(mode: str) -> None:
     simulator.install(SimulatorParams(numerics=mode))
     layer, x = nn.Linear(64, 64), torch.randn(8, 64)
-    run = poptorch.inferenceModel(layer, poptorch.Options().showCompilationProgressBar(False))
+    run = poptorch.inferenceModel(layer)
     expected = run(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(run(x), expected)
@@ -405,7 +405,7 @@ def test_autocast_around_a_call_casts_nothing(mode: str) -> None:
 def test_a_gpu_that_is_not_there_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     simulator.install(SimulatorParams(device=name))
-    run = poptorch.inferenceModel(nn.Linear(2, 2), poptorch.Options().showCompilationProgressBar(False))
+    run = poptorch.inferenceModel(nn.Linear(2, 2))
     with pytest.raises(Error, match=rf'device="{name}"\) asks for a GPU.*finds none.*device="cpu"'):
         run(torch.zeros(1, 2))
 

@@ -200,7 +200,7 @@ def test_a_norm_of_float16_inputs_trains_as_in_torch(fuse: bool) -> None:
     model, reference = Normed().half(), Normed()
     x, target = torch.randn(8, 4).half(), torch.randn(8, 4).half()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    trained = poptorch.trainingModel(model, poptorch.Options().showCompilationProgressBar(False), optimizer)
+    trained = poptorch.trainingModel(model, poptorch.Options(), optimizer)
     loss = trained(x, target)
     expected = reference(x.float(), target.float())
     expected.backward()

@@ -18,10 +18,6 @@ from training_reference import trains_like_torch
 import bert_ipu.simulator.poptorch as poptorch
 
 
-def _options() -> poptorch.Options:
-    return poptorch.Options().showCompilationProgressBar(False)
-
-
 class Checkpointed(nn.Module):
     """A block between two layers, called by `call(block, hidden)`; its weights do not come from the arguments."""
 
@@ -73,7 +69,7 @@ def test_a_checkpointed_dropout_draws_once() -> None:
             return kept, poptorch.identity_loss(kept, reduction="sum")
 
     model = Masked()
-    trained = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=1.0))
+    trained = poptorch.trainingModel(model, poptorch.Options(), torch.optim.SGD(model.parameters(), lr=1.0))
     kept, _ = trained()
     assert 300 < int((kept == 0).sum()) < 700
     torch.testing.assert_close(1.0 - model.weight.detach(), kept)
@@ -111,7 +107,7 @@ def test_torch_is_itself_again_after_a_capture_that_failed() -> None:
 
     before = [checkpoint.CheckpointFunction, torch.distributions.Distribution._validate_args]
     run = poptorch.inferenceModel(
-        lambda x: checkpoint.checkpoint(failing, x, use_reentrant=False), _options()
+        lambda x: checkpoint.checkpoint(failing, x, use_reentrant=False), poptorch.Options()
     )
     with pytest.raises(RuntimeError, match="on purpose"):
         run(torch.ones(2))
@@ -179,7 +175,7 @@ class Calling(nn.Module):
 def test_what_looks_at_values_is_refused_with_a_way_out(
     layer: nn.Module, call: Callable[[Any, Tensor, Tensor], Tensor], instead: str
 ) -> None:
-    model = poptorch.inferenceModel(Calling(layer, call), _options())
+    model = poptorch.inferenceModel(Calling(layer, call))
     with pytest.raises(poptorch.Error, match=re.escape(instead)):
         model(torch.randn(8, 16), torch.randint(0, 10, (8,)))
 
@@ -189,7 +185,7 @@ def test_the_way_out_of_an_adaptive_softmax_is_the_same_loss() -> None:
     model = Calling(
         layer, lambda m, x, y: (nn.functional.nll_loss(m.log_prob(x), y), m.log_prob(x).argmax(1))
     )
-    loss, predicted = poptorch.inferenceModel(model, _options())(x, target)
+    loss, predicted = poptorch.inferenceModel(model)(x, target)
     torch.testing.assert_close(loss, layer(x, target).loss.detach())
     assert predicted.tolist() == layer.predict(x).tolist()
 
@@ -197,15 +193,15 @@ def test_the_way_out_of_an_adaptive_softmax_is_the_same_loss() -> None:
 def test_a_lazy_module_runs_once_it_has_shapes() -> None:
     layer, x = nn.LazyLinear(3), torch.randn(2, 4)
     with pytest.raises(poptorch.Error, match="call the model with an example on the CPU"):
-        poptorch.trainingModel(layer, _options())
-    run = poptorch.inferenceModel(layer, _options())
+        poptorch.trainingModel(layer)
+    run = poptorch.inferenceModel(layer)
     torch.testing.assert_close(layer(x).detach(), run(x))
 
 
 @pytest.mark.parametrize("function", [torch.cov, torch.corrcoef])
 def test_constants_that_torchs_own_functions_make_are_the_ipus(function: Callable[[Tensor], Tensor]) -> None:
     x = torch.randn(4, 6)
-    torch.testing.assert_close(poptorch.inferenceModel(function, _options())(x), function(x))
+    torch.testing.assert_close(poptorch.inferenceModel(function)(x), function(x))
 
 
 @pytest.mark.parametrize(
@@ -230,7 +226,7 @@ def test_lists_of_numbers_index(read: Callable[[Tensor, Tensor], Tensor]) -> Non
             return read(x, self.table)
 
     x = torch.arange(12.0).view(3, 4)
-    torch.testing.assert_close(poptorch.inferenceModel(Reading(), _options())(x), Reading()(x))
+    torch.testing.assert_close(poptorch.inferenceModel(Reading())(x), Reading()(x))
 
 
 def _written(x: Tensor, p: Tensor) -> Tensor:
@@ -251,14 +247,14 @@ class Squared(nn.Module):
 def test_a_view_needs_no_strides() -> None:
     """PopTorch's tensors are contiguous whatever made them (`IpuTensorImpl`), and its `reshapeHandler` takes `view`."""
     x = torch.randn(2, 3)
-    viewed = poptorch.inferenceModel(lambda x: x.t().view(-1), _options())(x)
+    viewed = poptorch.inferenceModel(lambda x: x.t().view(-1))(x)
     torch.testing.assert_close(viewed, x.t().reshape(-1))
 
 
 @pytest.mark.parametrize("shape", [60, (3, 4), (2, 3, 2)])
 def test_unravel_index_makes_its_constants_on_the_ipu(shape: int | tuple[int, ...]) -> None:
     index = torch.arange(12).reshape(3, 4)
-    model = poptorch.inferenceModel(lambda index: torch.unravel_index(index, shape), _options())
+    model = poptorch.inferenceModel(lambda index: torch.unravel_index(index, shape))
     found, wanted = model(index), torch.unravel_index(index, shape)
     assert [part.tolist() for part in found] == [part.tolist() for part in wanted]
 
@@ -267,7 +263,7 @@ def test_a_model_trains_where_it_is_called_without_gradients() -> None:
     """PopTorch differentiates in its compiler and does not ask for torch's mode (none of its sources does)."""
     x, model = torch.linspace(-1.0, 1.0, 8).view(2, 4), Squared()
     expected = model.layer.weight.detach() - 0.1 * torch.autograd.grad(model(x), model.layer.weight)[0]
-    training = poptorch.trainingModel(model, _options(), torch.optim.SGD(model.parameters(), lr=0.1))
+    training = poptorch.trainingModel(model, poptorch.Options(), torch.optim.SGD(model.parameters(), lr=0.1))
     with torch.no_grad():
         training(x)
     torch.testing.assert_close(model.layer.weight.detach(), expected)

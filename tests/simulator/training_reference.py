@@ -18,7 +18,7 @@ def trains_like_torch(
     optimizer: Callable[..., Any] = torch.optim.SGD,
 ) -> None:
     """Hold three weight updates to torch's: losses of all micro-batches, parameters and buffers."""
-    options = poptorch.Options().showCompilationProgressBar(False).outputMode(poptorch.OutputMode.All)
+    options = poptorch.Options().outputMode(poptorch.OutputMode.All)
     options.Training.gradientAccumulation(accumulation)
     reference = copy.deepcopy(model)
     trained = poptorch.trainingModel(model, options, optimizer(model.parameters(), lr=0.1))
