@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -475,3 +476,20 @@ def test_a_model_is_pickled_until_it_is_compiled() -> None:
     assert torch.equal(loaded(x), executor(x))
     with pytest.raises(poptorch.Error, match="neither pickled nor copied"):
         pickle.dumps(executor)
+
+
+def test_the_progress_bar_and_the_time_that_it_measured(capfd: pytest.CaptureFixture[str]) -> None:
+    options = poptorch.Options().showCompilationProgressBar()
+    shown = poptorch.inferenceModel(torch.nn.Linear(6, 3), options)
+    with pytest.raises(poptorch.Error):
+        shown.compilationTime()
+    started = time.perf_counter()
+    shown.compile(_data(4)[0])
+    elapsed = time.perf_counter() - started
+    assert 0 < shown.compilationTime().total_seconds() <= elapsed
+    assert "Graph compilation: 100%" in capfd.readouterr().err
+    hidden = poptorch.inferenceModel(torch.nn.Linear(6, 3), options.clone().showCompilationProgressBar(False))
+    hidden.compile(_data(4)[0])
+    assert capfd.readouterr().err == ""
+    with pytest.raises(poptorch.Error, match="showCompilationProgressBar"):
+        hidden.compilationTime()

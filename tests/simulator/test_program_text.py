@@ -64,3 +64,20 @@ def test_the_code_that_runs_is_shown_with_the_users_lines(capfd: pytest.CaptureF
     micro_batch, update = text.split("Code of the micro-batch:\n")[1].split("Code of the weight update:\n")
     assert re.search(r"tanh\(\w+\)  # \S*test_program_text\.py:\d+", micro_batch)
     assert "def update(" in update
+
+
+def test_loops_and_branches_are_shown_with_their_bodies() -> None:
+    def forward(x: Tensor) -> Tensor:
+        (y,) = poptorch.for_loop(3, lambda a: [a * 2 + x], [x])
+        return poptorch.cond(x.sum() > 0, lambda a: a.sin(), [y], lambda a: a.cos(), [y])[0]
+
+    model = poptorch.inferenceModel(forward)
+    model.compile(torch.ones(2))
+    lines = [line.partition("  #")[0].strip() for line in model._debugGetPopartIR().splitlines()]
+    text = "\n".join(lines)
+    assert "0x" not in text, "no addresses"
+    loop = text[text.index("for_loop: ") :]
+    assert loop.index("for_loop(") < loop.index("= mul(") < loop.index("= add(") < loop.index("return add")
+    then, other = text[text.index("then(") :].split("else(")
+    assert "= sin(" in then and "= cos(" not in then
+    assert "= cos(" in other and "= sin(" not in other

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ from bert_ipu import simulator
 from bert_ipu.simulator import poptorch
 from bert_ipu.simulator.compiler import compile_program
 from bert_ipu.simulator.graph import capture, ops
-from bert_ipu.simulator.graph.ir import Reduction
+from bert_ipu.simulator.graph.ir import Program, Reduction
 from bert_ipu.simulator.graph.optimizer_spec import HyperParameter, OptimizerSpec
 from bert_ipu.simulator.graph.request import CompileRequest
 from bert_ipu.simulator.params import SimulatorParams
@@ -78,6 +78,23 @@ def inputs() -> Tensor:
     return torch.randn(COUNT * B, S, H, generator=torch.Generator().manual_seed(3))
 
 
+def _trained_by_sgd(model: Model, weights: Iterable[str], reduction: Reduction) -> Program:
+    """The program that trains some of a model's weights with a learning rate of 0.1, for micro-batches of B rows."""
+
+    def forward(x: Tensor) -> Tensor:
+        loss: Tensor = capture.current().emit(ops.identity_loss, model(x).square(), reduction="mean")
+        return loss
+
+    constant = {"learningRate": 0.1, "momentum": 0.0, "weightDecay": 0.0}
+    group = {name: HyperParameter(value) for name, value in constant.items()}
+    optimizer = OptimizerSpec("SGD1", (group,), dict.fromkeys(weights, 0))
+    return compile_program(
+        CompileRequest(
+            forward, model, (inputs()[:B],), training=True, optimizer=optimizer, reduction=reduction
+        )
+    )
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_inference(name: str) -> None:
     model = Model(CASES[name]).eval()
@@ -97,27 +114,11 @@ def test_training(name: str, replicas: int) -> None:
     model = Model(CASES[name])
     before = {key: value.detach().clone() for key, value in model.named_parameters()}
 
-    def forward(x: Tensor) -> Tensor:
-        loss: Tensor = capture.current().emit(ops.identity_loss, model(x).square(), reduction="mean")
-        return loss
-
-    group = {
-        "learningRate": HyperParameter(0.1),
-        "momentum": HyperParameter(0.0),
-        "weightDecay": HyperParameter(0.0),
-    }
     used = [key for key, value in _gradients(model).items() if value is not None]
     accumulation = COUNT // replicas
-    request = CompileRequest(
-        forward,
-        model,
-        (inputs()[:B],),
-        training=True,
-        optimizer=OptimizerSpec("SGD1", (group,), dict.fromkeys(used, 0)),
-        reduction=Reduction(accumulation, replicas),
-    )
+    program = _trained_by_sgd(model, used, Reduction(accumulation, replicas))
     settings = ExecutionSettings(gradient_accumulation=accumulation, replication_factor=replicas)
-    executable = Executable(compile_program(request), settings, SimulatorParams())
+    executable = Executable(program, settings, SimulatorParams())
     assert executable.plan.chunk == COUNT
     executable.run([inputs()])
     for key, gradient in _gradients(model).items():
@@ -139,23 +140,9 @@ def _gradients(model: Model) -> dict[str, Tensor | None]:
 def test_running_means(chunk: int, replicas: int) -> None:
     """PopART's running accumulation, of all micro-batches of an update at once, or in several parts."""
     model = Model(lambda x, p: F.gelu(F.linear(x, p["w"], p["v"])) + F.embedding(_indices(x), p["e"]))
-    group = {
-        "learningRate": HyperParameter(0.1),
-        "momentum": HyperParameter(0.0),
-        "weightDecay": HyperParameter(0.0),
-    }
     weights = {key: value.detach().clone() for key, value in model.named_parameters()}
 
-    def forward(x: Tensor) -> Tensor:
-        loss: Tensor = capture.current().emit(ops.identity_loss, model(x).square(), reduction="mean")
-        return loss
-
-    request = CompileRequest(
-        forward, model, (inputs()[:B],), training=True,
-        optimizer=OptimizerSpec("SGD1", (group,), dict.fromkeys(weights, 0)),
-        reduction=Reduction(COUNT, replicas, running=True),
-    )  # fmt: skip
-    program = compile_program(request)
+    program = _trained_by_sgd(model, weights, Reduction(COUNT, replicas, running=True))
     each = chunking.peak_bytes(program, Numerics("ipu", torch.float32))
     settings = ExecutionSettings(gradient_accumulation=COUNT, replication_factor=replicas)
     executable = Executable(program, settings, SimulatorParams(chunk_bytes=chunk * each))

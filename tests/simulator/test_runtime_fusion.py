@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -70,12 +69,6 @@ class Marked(nn.Module):
         return scores, poptorch.identity_loss(loss, reduction="none")
 
 
-@pytest.fixture(autouse=True)
-def _defaults_afterwards() -> Iterator[None]:
-    yield
-    simulator.install()
-
-
 def batch(rows: int) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(3)
     ids = torch.randint(0, WORDS, (rows, LENGTH), generator=generator, dtype=torch.int32)
@@ -135,15 +128,17 @@ def test_merged_instructions_change_nothing(dropout: float, accumulation: int) -
         assert relative(weight, expected_weights[name]) < 1e-5, name
 
 
-def test_merged_training_equals_torch() -> None:
-    losses, weights, _ = trained(SimulatorParams(), 0.0, 1)
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_merged_training_equals_torch(accumulation: int) -> None:
+    losses, weights, _ = trained(SimulatorParams(), 0.0, accumulation)
     torch.manual_seed(1)
     model = Encoder(0.0)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     expected = []
     for _ in range(3):
         optimizer.zero_grad()
-        _, loss = model(*batch(BATCH))
+        micro_batches = zip(*(tensor.split(BATCH) for tensor in batch(BATCH * accumulation)))
+        loss = torch.stack([model(*each)[1] for each in micro_batches]).mean()
         loss.backward()
         optimizer.step()
         expected.append(loss.detach())

@@ -37,7 +37,7 @@ def for_loop(
         )
     outer = [*given, *built.imports]
     return _emit(
-        capture, results, ops.for_loop, _subgraph(built, "for_loop"), count, *outer, carried=len(given)
+        capture, results, ops.for_loop, _subgraph(built, "body"), count, *outer, carried=len(given)
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from bert_ipu.simulator.graph.ir import Program, Role, is_outer
+from bert_ipu.simulator.graph.ir import Program, Role, Subgraph, is_outer
 
 _SECTIONS = {
     "forward": "forward, for each micro-batch",
@@ -53,9 +53,22 @@ def _operators(program: Program) -> Iterator[str]:
         for place, placed in groupby(nodes, _place):
             yield f"  {place}"
             for node in placed:
-                line = f"    {_name(node)}: {_value(node.meta['val'])} = {_call(node)}"
-                origin = ", ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
-                yield f"{line:{_REST}}  # {origin}" if origin else line
+                yield from _operator(node, "    ")
+
+
+def _operator(node: fx.Node, indent: str) -> Iterator[str]:
+    """The line of an operator, and those of its bodies, where it is a loop or a branch."""
+    line = f"{indent}{_name(node)}: {_value(node.meta['val'])} = {_call(node)}"
+    origin = ", ".join(str(node.meta[key]) for key in ("module", "source") if node.meta.get(key))
+    yield f"{line:{_REST}}  # {origin}" if origin else line
+    for body in node.args:
+        if isinstance(body, Subgraph):
+            given = ", ".join(f"{_name(each)}: {_value(each.meta['val'])}" for each in body.placeholders)
+            yield f"{indent}  {body.name}({given}):"
+            for inner in body.graph.nodes:
+                if inner.op == "call_function":
+                    yield from _operator(inner, f"{indent}    ")
+            yield f"{indent}    return {', '.join(map(_name, body.results))}"
 
 
 def _section(node: fx.Node) -> str:
@@ -80,6 +93,8 @@ def _call(node: fx.Node) -> str:
 def _argument(value: Any) -> str:
     if isinstance(value, fx.Node):
         return _name(value)
+    if isinstance(value, Subgraph):
+        return value.name
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_argument, value))}]"
     if isinstance(value, torch.dtype):
