@@ -183,3 +183,49 @@ def test_a_shuffled_share_shifts_by_what_one_share_leaves_over(mode: poptorch.Da
         order = torch.randperm(15, generator=generator).tolist()
         assert _rows(loader) == order[start : start + 4]
     loader.terminate()
+
+
+ROWS = [torch.zeros(2)] * 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "said"),
+    [
+        ({"dataset": None}, TypeError, "a sequence, not None"),
+        ({"dataset": 5}, TypeError, "a sequence, not 5"),
+        ({"dataset": iter(ROWS)}, TypeError, "torch.utils.data.Dataset or a sequence"),
+        ({"batch_size": 0}, ValueError, "batch_size is 0"),
+        ({"batch_size": -1}, ValueError, "batch_size is -1"),
+        ({"batch_size": 1.5}, TypeError, "an int or None, not 1.5"),
+        ({"mode": "async"}, ValueError, "'async' is not a valid DataLoaderMode"),
+        ({"mode": poptorch.DataLoaderMode.AsyncRebatched, "rebatched_worker_size": 0}, AssertionError, "must be 1"),
+    ],
+)
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_loader_says_what_it_cannot_load(
+    arguments: dict[str, Any], kind: type[Exception], said: str, processes: int
+) -> None:
+    """By torch's own kinds of errors, and with the numbers that were given: torch sees those of several batches."""
+    options = poptorch.Options().deviceIterations(3)
+    options.Distributed.configureProcessId(0, processes)
+    with pytest.raises(kind, match=said):
+        poptorch.DataLoader(options, **{"dataset": ROWS, **arguments})
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [torch.zeros(3, 2), torch.zeros(1, 2)],  # was repeated three times
+        [(torch.zeros(2), torch.zeros(2)), (torch.ones(2),)],  # kept the second of the batch before
+    ],
+)
+def test_batches_that_differ_do_not_fill_a_slot_in_part(batches: list[Any], capfd: pytest.CaptureFixture[str]) -> None:
+    accessor = poptorch.AsynchronousDataAccessor(batches, sharing_strategy=poptorch.SharingStrategy.Fork)
+    with pytest.raises(AssertionError, match="the error is above"):
+        list(accessor)
+    assert "Make batches alike" in capfd.readouterr().err
+
+
+def test_an_accessor_has_at_least_one_slot() -> None:
+    with pytest.raises(AssertionError, match="buffer_size is 0"):
+        poptorch.AsynchronousDataAccessor(ROWS, buffer_size=0)

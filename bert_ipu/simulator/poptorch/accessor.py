@@ -166,6 +166,7 @@ class _Loader:
             raise poptorch_error("The data set has no batch to fill the ring with.")
         self._layout = _layout(first)
         self._pending = _elements(first, self._layout)
+        self._shapes = self._shapes_of(self._pending)
         self._ring = _Ring.like(self._example(self._pending), self._settings.buffer_size)
         self._replies.send((self._layout, self._ring.tensors, self._ring.indices_mem, self._ring.rows))
         self._load()
@@ -200,9 +201,24 @@ class _Loader:
             if data is None:
                 return self._end_epoch()
             self._pending = _elements(data, self._layout)
+            self._check_alike(self._pending)
         if self._slot_is_free():
             self._store()
         return True
+
+    def _shapes_of(self, tensors: list[torch.Tensor]) -> list[list[int]]:
+        """What all batches must have in common: the shapes, of rows where batches are made anew."""
+        first = 0 if self._settings.rebatched_size is None else 1
+        return [list(tensor.shape[first:]) for tensor in tensors]
+
+    def _check_alike(self, tensors: list[torch.Tensor]) -> None:
+        """Raise Error for a batch that would fill a slot only in part, or be repeated in it."""
+        shapes = self._shapes_of(tensors)
+        if shapes != self._shapes:
+            raise poptorch_error(
+                f"AsynchronousDataAccessor: a batch has tensors of shapes {shapes}, and the first of {self._shapes}. "
+                "Make batches alike; rebatched_size joins and parts those that differ in their number of rows."
+            )
 
     def _store(self) -> None:
         assert self._pending is not None, "there is something to store"
@@ -410,6 +426,7 @@ class AsynchronousDataAccessor:
             raise AssertionError(
                 "A DataLoader with drop_last=False leaves a smaller last batch: give rebatched_size, too."
             )
+        assert buffer_size > 0, f"buffer_size is {buffer_size}; take at least 1"
         assert rebatched_size is None or rebatched_size > 1, (
             f"rebatched_size is {rebatched_size}; take at least 2, or None"
         )
@@ -418,7 +435,7 @@ class AsynchronousDataAccessor:
         settings = _Settings(
             buffer_size, miss_sleep_time_in_ms / 1000, load_indefinitely, early_preload, rebatched_size
         )
-        self._worker = _WorkerHandle(dataset, settings, sharing_strategy)
+        self._worker = _WorkerHandle(dataset, settings, SharingStrategy(sharing_strategy))
         atexit.register(self._worker.terminate)  # not our own method, which would keep us alive until then
 
     def terminate(self) -> None:

@@ -99,8 +99,10 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         batch_sampler: BatchSampler | None = None,
         **kwargs: Any,
     ) -> None:
-        require(options, Options)
         self._accessor: AsynchronousDataAccessor | None = None
+        require(options, Options)
+        _check_data(dataset, batch_size)
+        mode = DataLoaderMode(mode)
         self._is_user_batch_sampler_set = batch_sampler is not None
         if batch_sampler is not None:
             _check_batch_sampler(options, batch_size, shuffle, auto_distributed_partitioning)
@@ -124,8 +126,9 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         size = 1 if self._is_user_batch_sampler_set else self._combined_batch_size
         rebatched_size = self._rebatched_size(mode, drop_remainder)
         if rebatched_size is not None and rebatched_worker_size is not None:
-            assert rebatched_worker_size <= rebatched_size, (
-                f"rebatched_worker_size is {rebatched_worker_size}; a call takes {rebatched_size}, which is the most"
+            assert 1 <= rebatched_worker_size <= rebatched_size, (
+                f"rebatched_worker_size is {rebatched_worker_size}; it must be 1 or more, and a call takes "
+                f"{rebatched_size}, which is the most"
             )
             size = rebatched_worker_size
         by_batch = batch_sampler is None and size is not None
@@ -261,6 +264,20 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
                 super().__iter__(), self._batches_to_combine, self.batch_sampler_drop_last
             )
         return super().__iter__()
+
+
+def _check_data(dataset: Any, batch_size: Any) -> None:
+    """Raise what torch's DataLoader raises, in the user's own numbers."""
+    if not isinstance(dataset, torch.utils.data.IterableDataset) and not hasattr(dataset, "__getitem__"):
+        raise TypeError(
+            f"poptorch.DataLoader: dataset must be a torch.utils.data.Dataset or a sequence, not {dataset!r}."
+        )
+    if batch_size is None:
+        return
+    if not isinstance(batch_size, int):
+        raise TypeError(f"poptorch.DataLoader: batch_size must be an int or None, not {batch_size!r}.")
+    if batch_size < 1:
+        raise ValueError(f"poptorch.DataLoader: batch_size is {batch_size}, and must be 1 or more.")
 
 
 def _check_batch_sampler(
