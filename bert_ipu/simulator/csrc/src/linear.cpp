@@ -147,8 +147,8 @@ Tensor regroupIfBeneficial(poplar::Graph &, const Tensor &in, const Tensor &ref,
     return in;
   if (in.shape() != ref.shape())
     throw poputil::poplibs_error(
-        "Input and reference tensors should be of the same shape, not " +
-        in.shapeToString() + " and " + ref.shapeToString());
+        "regroupIfBeneficial: a tensor of shape " + in.shapeToString() +
+        " cannot be grouped like one of shape " + ref.shapeToString());
   return in;
 }
 

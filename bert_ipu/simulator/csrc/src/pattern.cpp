@@ -25,15 +25,17 @@ std::string Pattern::getReplacementOpName(Op *op,
 }
 
 void Pattern::transferBaseProperties(const Op *from, Op *to) const {
-  to->settings.vgraphId = from->settings.vgraphId;
-  to->settings.executionPhase = from->settings.executionPhase;
-  to->settings.pipelineStage = from->settings.pipelineStage;
-  to->settings.batchSerializedPhase = from->settings.batchSerializedPhase;
-  to->settings.scope = from->settings.scope;
-  to->settings.recomputeType = from->settings.recomputeType;
-  to->settings.tensorLocation = from->settings.tensorLocation;
-  to->settings.schedulePriority = from->settings.schedulePriority;
-  to->settings.debugInfoId = from->settings.debugInfoId;
+  Op::Settings &copied = to->settings;
+  const Op::Settings &base = from->settings;
+  copied.scope = base.scope;
+  copied.vgraphId = base.vgraphId;
+  copied.pipelineStage = base.pipelineStage;
+  copied.executionPhase = base.executionPhase;
+  copied.batchSerializedPhase = base.batchSerializedPhase;
+  copied.tensorLocation = base.tensorLocation;
+  copied.recomputeType = base.recomputeType;
+  copied.schedulePriority = base.schedulePriority;
+  copied.debugInfoId = base.debugInfoId;
   to->fromLoss = from->fromLoss;
   to->toLoss = from->toLoss;
 }

@@ -126,7 +126,7 @@ Tensor dropout(Graph &graph, const Tensor *seed, const uint32_t seedModifier,
                const DebugContext &debugContext) {
   if (input.shape() != reference.shape())
     throw poputil::poplibs_error(
-        "Input and reference shapes do not match in dropout");
+        "dropout: the reference must have the shape of the input");
   const auto keep = [=](Draws &draws) {
     return draws.next() < keepProbability ? scale : 0.0;
   };

@@ -75,9 +75,7 @@ Shape npOut(const Shape &s0, const Shape &s1, const std::string &debugName) {
     const int64_t a = i < s0.size() ? s0[s0.size() - 1 - i] : 1;
     const int64_t b = i < s1.size() ? s1[s1.size() - 1 - i] : 1;
     if (a != b && a != 1 && b != 1)
-      throw error("np broadcasting failed on '{}', incompatible shapes {} and "
-                  "{}",
-                  debugName, s0, s1);
+      throw error("'{}': shapes {} and {} do not broadcast", debugName, s0, s1);
     out[out.size() - 1 - i] = a == 1 ? b : a;
   }
   return out;
@@ -86,8 +84,8 @@ Shape npOut(const Shape &s0, const Shape &s1, const std::string &debugName) {
 TensorInfo npOut(const TensorInfo &i0, const TensorInfo &i1, bool checkDataType,
                  const std::string &debugName) {
   if (checkDataType && i0.dataType() != i1.dataType())
-    throw error("np broadcasting failed on '{}', incompatible types {} and {}",
-                debugName, i0.dataType(), i1.dataType());
+    throw error("'{}': operands have types {} and {}", debugName, i0.dataType(),
+                i1.dataType());
   return {i0.dataType(), npOut(i0.shape(), i1.shape(), debugName)};
 }
 

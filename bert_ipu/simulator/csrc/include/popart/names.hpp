@@ -23,7 +23,7 @@ using InIndex = int;
 using OutIndex = int;
 using SubgraphIndex = int;
 using Rank = int;
-// Inputs that are sharded together, and the outputs that are then sharded.
+// Inputs whose shards belong together, with the outputs that are then sharded.
 using ReplicatedTensorShardingIndices =
     std::set<std::pair<std::set<InIndex>, std::set<OutIndex>>>;
 using Shape = std::vector<int64_t>;

@@ -281,8 +281,8 @@ public:
   template <typename T> T *getPrecedingOp(InIndex index) {
     if (T *op = dynamic_cast<T *>(getPrecedingOp(index)))
       return op;
-    throw internal_error(
-        "Preceding op {} is not convertible to requested type.", debugName());
+    throw internal_error("the op before {} is of another class than asked for",
+                         debugName());
   }
 };
 

@@ -35,7 +35,7 @@ public:
   Rank rank() const { return static_cast<Rank>(shape_.size()); }
   int64_t dim(int i) const {
     if (i < 0 || i >= rank())
-      throw error("Invalid input dimension {}, tensor of rank {}", i, rank());
+      throw error("a shape of {} dimensions has no dimension {}", rank(), i);
     return shape_[static_cast<size_t>(i)];
   }
   int64_t nelms() const;

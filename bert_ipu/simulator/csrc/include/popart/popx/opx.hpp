@@ -123,24 +123,23 @@ public:
   template <class OP> OP &getOp() const {
     OP *op = dynamic_cast<OP *>(op_p);
     if (op == nullptr)
-      throw error("Failed to cast to op {}", op_p->opid);
+      throw error("the op of this Opx, {}, is of another class", op_p->opid);
     return *op;
   }
   template <class OP> void verifyOp(Op *op, const OperatorIdentifier &opid) {
     if (op->opid.domain != opid.domain || op->opid.type != opid.type)
-      throw error("Cannot create opx for {} from {}", opid, op->opid);
+      throw error("an Opx of {} was given {}", opid, op->opid);
   }
   template <class OP>
   void verifyOp(Op *op, std::vector<OperatorIdentifier> opids) {
     for (const auto &opid : opids)
       if (op->opid == opid)
         return;
-    throw error("Cannot create opx for op {}: it is none of {}", op->opid,
-                opids);
+    throw error("an Opx of {} was given {}", opids, op->opid);
   }
   template <class OP> void verifyOp(Op *op) {
     if (!op->isConvertibleTo<OP>())
-      throw error("Cannot create opx type from {}", op->opid);
+      throw error("an Opx was given {}, an op of another class", op->opid);
   }
 
   double inputCreatorPriority{0.0};
