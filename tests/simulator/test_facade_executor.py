@@ -87,6 +87,20 @@ def test_reading_a_weight_fetches_it_and_copies_are_plain() -> None:
     assert type(model) is Classifier and type(model.out.weight) is torch.nn.Parameter
 
 
+def test_a_model_is_unwrapped_for_a_while_as_optimum_graphcore_does() -> None:
+    model = Classifier()
+    trained = poptorch.trainingModel(model)
+    trained(*_data(4))
+    poptorch._impl.unwrapModelIfNecessary(model)
+    assert type(model) is Classifier and type(model.seen) is torch.Tensor
+    poptorch.inferenceModel(model)(_data(4)[0])
+    poptorch._impl.rewrapModelIfNecessary(model)
+    assert all(map(wrapping.isWrapped, [model, *model.parameters(), *model.buffers()]))
+    before = model.out.weight.detach().clone()
+    trained(*_data(4))
+    assert not torch.equal(model.out.weight, before)
+
+
 def test_inference_follows_training() -> None:
     model = Classifier()
     trained = poptorch.trainingModel(

@@ -163,6 +163,32 @@ def test_automatic_loss_scaling_needs_float16_gradients() -> None:
         model(X.float())
 
 
+def test_gradients_of_scalar_weights_of_a_float32_loss_are_watched() -> None:
+    """PopART counts the cast of a gradient to float16, whatever its shape.
+
+    The gradient of w in the sum of w x, for x of 1000, is 1000 s: s = 16 is the first that passes 8188.
+    """
+
+    class Scalar(Weighted):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.tensor(0.0, dtype=torch.float16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return poptorch.identity_loss(self.weight * x, reduction="sum")
+
+    options = Options()
+    options.Training.setAutomaticLossScaling(True)
+    options.anchorTensor("scale", "finalLossScale")
+    module = Scalar()
+    model = poptorch.trainingModel(module, options, poptorch.optim.SGD(module.parameters(), lr=LR))
+    used = []
+    for _ in range(6):
+        model(torch.tensor([1000.0]))
+        used.append(float(model.getAnchoredTensor("scale")))
+    assert used == [1, 2, 4, 8, 16, 8]
+
+
 @pytest.mark.parametrize(
     ("name", "value"), [("binEdgeLocation", 1.5), ("thresholdUpperCountProportion", -0.1)]
 )

@@ -153,9 +153,8 @@ def _is_statistic(producer: fx.Node) -> bool:
     read = producer.all_input_nodes
     reads_weight = any("variable" in node.meta for node in read)
     reads_scale = any(_is_seed(node) for node in read)
-    rounds_scale = producer.target is aten._to_copy.default and not producer.meta["val"].shape
     is_view = producer.target in _VIEWS
-    return not (is_view or reads_weight or reads_scale or rounds_scale or _is_seed(producer))
+    return not (is_view or reads_weight or reads_scale or _is_seed(producer))
 
 
 def _is_seed(node: fx.Node) -> bool:

@@ -1,11 +1,19 @@
-"""Whether the code that runs is being captured for the IPU."""
+"""Names of PopTorch's own that programs use all the same."""
 
 from __future__ import annotations
 
 from ..errors import Error
 from .recording import is_recording
+from .wrapping import isWrapped, rewrapModelIfNecessary, unwrapModelIfNecessary
 
-__all__ = ["createPoptorchError", "isDispatchTracing", "isRunningOnIpu"]
+__all__ = [
+    "createPoptorchError",
+    "isDispatchTracing",
+    "isRunningOnIpu",
+    "isWrapped",
+    "rewrapModelIfNecessary",
+    "unwrapModelIfNecessary",
+]
 
 
 def createPoptorchError(msg: str) -> Error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -37,28 +38,28 @@ class Session:
         self._ipu_id: int | None = options.ipu_id if options.exists("ipu_id") else None
         self._synthetic_data = SyntheticDataMode(options._Popart.options.get("syntheticDataMode", 0))
         self._replica_inputs = _replica_inputs(options)
-        self._device: int | None = None
+        self._release: weakref.finalize[[int], Session] | None = None
+        """Gives the device back: when it is called, or when the session is gone."""
         self._run_began = self._run_ended = 0.0
 
     # -- device --------------------------------------------------------------------------------
 
     def attach(self) -> None:
         """Take a device."""
-        self._device = devices.pool.acquire(self._ipus, self._ipu_id)
+        device = devices.pool.acquire(self._ipus, self._ipu_id)
+        self._release = weakref.finalize(self, devices.pool.release, device)
+        self._release.atexit = False
 
     def detach(self) -> None:
         """Give the device back, if there is one."""
-        if self._device is not None:
-            devices.pool.release(self._device)
-        self._device = None
-
-    def __del__(self) -> None:
-        self.detach()
+        if self._release is not None:
+            self._release()
+        self._release = None
 
     @property
     def attached(self) -> bool:
         """Whether the session has a device."""
-        return self._device is not None
+        return self._release is not None
 
     # -- weights -------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import poptorch_error
 
@@ -71,6 +72,29 @@ def unwrap_model(model: torch.nn.Module) -> None:
     unwrap(model)
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         unwrap(tensor)
+
+
+_SET_ASIDE: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""The class that `unwrapModelIfNecessary` took from each object."""
+
+
+def unwrapModelIfNecessary(model: torch.nn.Module) -> None:
+    """Give a model and its tensors their own classes back until `rewrapModelIfNecessary`.
+
+    PopTorch keeps both for itself; Optimum Graphcore calls them around the generation of text while it trains.
+    """
+    for obj in [*model.parameters(), *model.buffers(), model]:
+        if isWrapped(obj):
+            _SET_ASIDE[obj] = type(obj)
+            unwrap(obj)
+
+
+def rewrapModelIfNecessary(model: torch.nn.Module) -> None:
+    """Undo `unwrapModelIfNecessary`."""
+    for obj in [*model.parameters(), *model.buffers(), model]:
+        if obj in _SET_ASIDE:
+            obj.__class__ = _SET_ASIDE[obj]
+            del _SET_ASIDE[obj]
 
 
 @contextmanager
