@@ -35,6 +35,7 @@ def install(params: SimulatorParams | None = None) -> None:
         if sys.modules.get(name) is None or not sys.modules[name].__name__.startswith(__package__):
             sys.modules.pop(name, None)
             importlib.import_module(name)
+    sys.modules["poptorch"].registerGeometricCustomArgParsers()
 
 
 def current_params() -> SimulatorParams:
@@ -43,10 +44,8 @@ def current_params() -> SimulatorParams:
     return dataclasses.replace(params, device="null") if os.environ.get(OFFLINE) == "1" else params
 
 
-class _FacadeFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+class _FacadeFinder(importlib.abc.MetaPathFinder):
     """Finds `poptorch.x` as the module `bert_ipu.simulator.poptorch.x`: one object under both names."""
-
-    _own_spec: importlib.machinery.ModuleSpec | None = None
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -56,7 +55,20 @@ class _FacadeFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             or importlib.util.find_spec(f"{__package__}.{fullname}") is None
         ):
             return None
-        return importlib.machinery.ModuleSpec(fullname, self)
+        return importlib.machinery.ModuleSpec(fullname, _FacadeLoader(fullname))
+
+
+class _FacadeLoader(importlib.abc.Loader):
+    """Loads one module that the finder found."""
+
+    _own_spec: importlib.machinery.ModuleSpec | None = None
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def load_module(self, fullname: str | None = None) -> ModuleType:
+        """The module, by its own name where none is given, as loaders of files allow."""
+        return importlib.import_module(fullname or self._name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
         module = importlib.import_module(f"{__package__}.{spec.name}")

@@ -9,7 +9,8 @@ forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `stra
 options     `options`, `model_options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
 optimizers  `optim`, `optimizer_attributes`, `device_optimizer`
 data        `dataloader`, `accessor`
-rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`
+rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`; for poptorch_geometric:
+            `_utils`, `_poplar_executor`
 """
 
 from __future__ import annotations
@@ -87,6 +88,7 @@ from .structure import (
     flattenTensorStructure,
     reconstructTensorStructure,
     registerCustomArgParser,
+    registerGeometricCustomArgParsers,
 )
 from .torch_operators import register as _register_operators
 
@@ -163,6 +165,7 @@ __all__ = [
     "recomputationCheckpoint",
     "reconstructTensorStructure",
     "registerCustomArgParser",
+    "registerGeometricCustomArgParsers",
     "registerPostCompileHook",
     "registerPreCompileHook",
     "removeBlocks",

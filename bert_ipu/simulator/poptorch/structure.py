@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import abc
+import importlib
+import importlib.util
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -40,6 +43,13 @@ def registerCustomArgParser(arg_data_type: type, arg_parser: ICustomArgParser | 
             "poptorch.ICustomArgParser."
         )
     custom_arg_parsers[arg_data_type] = arg_parser
+
+
+def registerGeometricCustomArgParsers() -> None:
+    """Load the package poptorch_geometric where it is installed: it registers parsers of PyTorch Geometric's data."""
+    if importlib.util.find_spec("poptorch_geometric") is not None:
+        with suppress(ImportError):  # As in PopTorch: most programs want nothing of it.
+            importlib.import_module("poptorch_geometric")
 
 
 def getCustomParser(instance: Any) -> ICustomArgParser | None:
@@ -101,7 +111,8 @@ def _rebuild(value: Any, values: Iterator[Any], wanted: Callable[[torch.Tensor],
     return value
 
 
-def _concatenate(batches: Sequence[Sequence[torch.Tensor]]) -> Iterator[torch.Tensor]:
+def concatenated(batches: Sequence[Sequence[torch.Tensor]]) -> Iterator[torch.Tensor]:
+    """The tensors of one batch, each with those of the others after it along dimension 0."""
     for tensors in zip(*batches):
         yield torch.cat(tensors)
 
@@ -113,7 +124,7 @@ def combined_batches(batches: Iterable[Any], count: int, drop_last: bool) -> Ite
     for batch in batches:
         pending.append(flattenTensorStructure(batch))
         if len(pending) == count:
-            yield reconstructTensorStructure(batch, _concatenate(pending))
+            yield reconstructTensorStructure(batch, concatenated(pending))
             pending = []
     if pending and not drop_last:
-        yield reconstructTensorStructure(batch, _concatenate(pending))
+        yield reconstructTensorStructure(batch, concatenated(pending))

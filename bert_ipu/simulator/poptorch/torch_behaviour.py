@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch.nn.modules import transformer
@@ -203,9 +203,31 @@ _WHILE_CAPTURING: tuple[tuple[Any, str, Any], ...] = (
 """What is exchanged in torch meanwhile: the object, its attribute, and the value that stands there."""
 
 
+class Substitution(Protocol):
+    """What a library exchanges in itself while a forward is captured."""
+
+    def replace(self) -> None: ...
+    def restore(self) -> None: ...
+
+
+substitutions: list[Callable[[], Substitution]] = []
+"""Those that libraries have registered; process-wide, as in PopTorch."""
+
+
 @contextmanager
 def torch_without_values() -> Iterator[None]:
     """Inside, torch's own Python does not look at values of tensors where it can do without: they are not known yet."""
+    with ExitStack() as stack:
+        stack.enter_context(_exchanged())
+        for made in substitutions:
+            substitution = made()
+            stack.callback(substitution.restore)
+            substitution.replace()
+        yield
+
+
+@contextmanager
+def _exchanged() -> Iterator[None]:
     before = [getattr(owner, name) for owner, name, _ in _WHILE_CAPTURING]
     try:
         for owner, name, value in _WHILE_CAPTURING:
