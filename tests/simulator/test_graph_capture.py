@@ -190,9 +190,9 @@ def test_nodes_know_their_module_line_and_place() -> None:
     def forward(m: Module, x: Tensor) -> Tensor:
         current = capture.current()
         assert current is not None
-        current.annotations.place(Placement(ipu=3, stage=2))
+        current.recorder.annotations.place(Placement(ipu=3, stage=2))
         x = x + 1
-        current.annotations.place(Placement())
+        current.recorder.annotations.place(Placement())
         return x * 2
 
     class Outer(nn.Module):
@@ -216,9 +216,9 @@ def test_backward_nodes_run_where_their_forward_nodes_do() -> None:
     def forward(m: Module, x: Tensor) -> Tensor:
         current = capture.current()
         assert current is not None
-        current.annotations.place(Placement(ipu=0, stage=0))
+        current.recorder.annotations.place(Placement(ipu=0, stage=0))
         h = torch.tanh(F.linear(x, m.weight))
-        current.annotations.place(Placement(ipu=1, stage=1))
+        current.recorder.annotations.place(Placement(ipu=1, stage=1))
         return F.mse_loss(h * 2, torch.zeros_like(h))
 
     program = compiled(forward, X, training=True)

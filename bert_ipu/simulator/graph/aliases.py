@@ -11,27 +11,16 @@ import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Optional, Protocol, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
+from bert_ipu.simulator.graph.recorder import NodeRecorder
 
 aten = torch.ops.aten
-
-NodeTarget = Union[Callable[..., Any], torch._ops.OpOverload]
-
-
-class Recorder(Protocol):
-    """What views and writes are recorded by: the capture."""
-
-    def record_node(self, target: NodeTarget, *args: Any, **kwargs: Any) -> fx.Node:
-        """The node of an operator on nodes."""
-
-    def constant(self, tensor: torch.Tensor) -> fx.Node:
-        """The node of a constant."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +33,7 @@ class ViewStep:
     parent_shape: tuple[int, ...]
     item: Optional[int] = None
 
-    def apply(self, recorder: Recorder, parent: fx.Node) -> fx.Node:
+    def apply(self, recorder: NodeRecorder, parent: fx.Node) -> fx.Node:
         """The view of `parent`; it has a gradient also where gradients are off just now."""
         made = [recorder.record_node(self.target, parent, *self.args, **self.kwargs)]
         if self.item is not None:
@@ -80,7 +69,7 @@ class View:
         """A new storage, seen as a whole."""
         return View(Storage(node, owner=owner), node)
 
-    def read(self, recorder: Recorder) -> fx.Node:
+    def read(self, recorder: NodeRecorder) -> fx.Node:
         """The node with the current value, derived again where the storage was written since."""
         if self.version != self.storage.version:
             node = self.storage.node
@@ -98,7 +87,7 @@ class View:
         """Whether the view shows its storage to torch's autograd as a tensor of its own."""
         return any(step.target is aten.detach.default for step in self.path)
 
-    def write(self, recorder: Recorder, value: fx.Node, unrecorded: bool = False) -> None:
+    def write(self, recorder: NodeRecorder, value: fx.Node, unrecorded: bool = False) -> None:
         """Make `value` (of this view's shape and dtype) the new contents of what the view shows.
 
         `unrecorded`: the storage's gradient is that of what it held before.
@@ -120,7 +109,7 @@ class View:
             self.node, self.version = value, self.storage.version
 
 
-def _insert(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     """`parent` with the part that `step` shows replaced by `value`."""
     rule = _INSERTIONS.get(step.target)
     if rule is not None:
@@ -128,39 +117,39 @@ def _insert(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node)
     return _insert_by_index(recorder, step, parent, value)
 
 
-def _insert_reshaped(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_reshaped(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     return recorder.record_node(aten.reshape.default, value, list(step.parent_shape))
 
 
-def _insert_whole(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_whole(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     return value
 
 
-def _insert_transposed(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_transposed(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     return recorder.record_node(step.target, value, *step.args, **step.kwargs)
 
 
-def _insert_permuted(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_permuted(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     rank = len(step.parent_shape)
     order = [dim % rank for dim in step.args[0]]
     return recorder.record_node(aten.permute.default, value, [order.index(dim) for dim in range(rank)])
 
 
-def _insert_selected(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_selected(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     return recorder.record_node(aten.select_scatter.default, parent, value, *step.args, **step.kwargs)
 
 
-def _insert_sliced(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_sliced(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     if len(step.args) > 3 and step.args[3] != 1:
         raise poptorch_error("In-place modification of slices with step size other than 1 is not supported.")
     return recorder.record_node(aten.slice_scatter.default, parent, value, *step.args, **step.kwargs)
 
 
-def _insert_diagonal(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_diagonal(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     return recorder.record_node(aten.diagonal_scatter.default, parent, value, *step.args, **step.kwargs)
 
 
-def _insert_by_index(recorder: Recorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
+def _insert_by_index(recorder: NodeRecorder, step: ViewStep, parent: fx.Node, value: fx.Node) -> fx.Node:
     """Any view at all: the view of an arange tells which elements it shows."""
     positions = torch.arange(math.prod(step.parent_shape), device="cpu").reshape(step.parent_shape)
     shown = step.target(positions, *step.args, **step.kwargs)
@@ -176,7 +165,7 @@ def _insert_by_index(recorder: Recorder, step: ViewStep, parent: fx.Node, value:
     return recorder.record_node(aten.reshape.default, written, list(step.parent_shape))
 
 
-_INSERTIONS: dict[Any, Callable[[Recorder, ViewStep, fx.Node, fx.Node], fx.Node]] = {
+_INSERTIONS: dict[Any, Callable[[NodeRecorder, ViewStep, fx.Node, fx.Node], fx.Node]] = {
     aten.detach.default: _insert_whole,
     aten.reshape.default: _insert_reshaped,
     aten.unsqueeze.default: _insert_reshaped,

@@ -23,13 +23,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import limits, normalise, ops, value_reads
 from bert_ipu.simulator.graph.aliases import View, ViewStep
-from bert_ipu.simulator.graph.annotations import Annotations
 from bert_ipu.simulator.graph.captured_tensor import CPU, CapturedTensor, left_on_cpu
-from bert_ipu.simulator.graph.dtypes import device_dtype
 from bert_ipu.simulator.graph.handlers import HANDLERS
 from bert_ipu.simulator.graph.ir import InputSpec, IpuOp, Program, Role, Variable
+from bert_ipu.simulator.graph.recorder import NodeRecorder
 from bert_ipu.simulator.graph.rewrites import REWRITES
-from bert_ipu.simulator.graph.sources import Origin, describe, locate
+from bert_ipu.simulator.graph.sources import describe
 
 aten = torch.ops.aten
 
@@ -57,27 +56,6 @@ def suspended() -> Iterator[None]:
             yield
     finally:
         _current.reset(token)
-
-
-class GraphBeingBuilt:
-    """A graph, and for a body the placeholders of what it reads of the graph around it."""
-
-    def __init__(self, graph: fx.Graph) -> None:
-        self.graph = graph
-        self.imports: dict[fx.Node, fx.Node] = {}
-
-    def placeholder(self, outer: fx.Node) -> fx.Node:
-        """A new placeholder for a value of the graph around, after the last one."""
-        first = next((n for n in self.graph.nodes if n.op != "placeholder"), self.graph._root)
-        with self.graph.inserting_before(first):
-            made = self.graph.placeholder(outer.name)
-        made.meta["val"] = outer.meta["val"]
-        return made
-
-    def imported(self, outer: fx.Node) -> fx.Node:
-        if outer not in self.imports:
-            self.imports[outer] = self.placeholder(outer)
-        return self.imports[outer]
 
 
 @dataclass
@@ -111,7 +89,7 @@ class Capture:
     Inside `recording()` an operator comes in by one of three ways, each of which ends in a node:
     `dispatch` takes torch's operators, and `record` enters those that no handler treats otherwise;
     `emit` takes operators that only the IPU has, from PopTorch's functions;
-    `record_node` takes nodes, where `aliases.py` derives a view or the value that a write leaves.
+    `recorder.record_node` takes nodes, where `aliases.py` derives a view or the value that a write leaves.
     """
 
     def __init__(
@@ -121,24 +99,18 @@ class Capture:
         self.program = program
         self.strided_channel_groups = strided_channel_groups
         """Group normalisation takes its groups of channels with a stride, as PopART can be told to."""
-        self.annotations = Annotations()
-        self.graphs = [GraphBeingBuilt(program.graph)]
-        """The program's graph, and inside a loop or branch the bodies' up to the innermost."""
-        self._modules = modules
+        self.recorder = NodeRecorder(program, modules)
         self._declared: dict[int, _Declared] = {}
         """The model's parameters and buffers, by the identity of their tensors."""
         self._inputs: list[CapturedTensor] = []
         self._updates: dict[str, fx.Node] = {}
         """New values of variables that only the next run sees."""
-        self._draws = 0
-        """Operators so far that draw random numbers."""
         self.decomposing: Optional[OpOverload] = None
         """The outermost of the composite operators inside which this is: torch's C++ takes captured tensors for ones on
         the CPU there."""
         self._cpu_means_constant = False
         """Such an operator was given no tensor on the CPU: those that it makes there are constants of the program."""
         self._mode = _CaptureMode(self)
-        self.origin = Origin("", None, False)
 
     # -- what is captured ------------------------------------------------------------------------
 
@@ -187,7 +159,7 @@ class Capture:
         args, kwargs = _map(args, self.recognise), _map(kwargs, self.recognise)
         if not self._concerns_ipu(args, kwargs):
             return func(*args, **kwargs)
-        self.origin = locate(self._modules)
+        self.recorder.begin_operator()
         result = self._dispatch(func, args, kwargs)
         if func in normalise.LOSSES:
             self.node_of(result).meta["loss"] = True  # type: ignore[union-attr]
@@ -227,10 +199,10 @@ class Capture:
         fakes = self._infer(func, _map(args, _to_fake), _map(kwargs, _to_fake))
         value = _map(fakes, self._device_value)
         nodes, options = _map(args, self._read), self._device_options(func, _map(kwargs, self._read), value)
-        node = self._node(func, nodes, options)
+        node = self.recorder.node(func, nodes, options)
         node.meta["val"] = value
         if normalise.is_random(func):
-            self._number(node)
+            self.recorder.number(node)
         return self._wrap_results(func, args, kwargs, node, fakes)
 
     def _infer(self, func: OpOverload, args: Any, kwargs: Any) -> Any:
@@ -238,19 +210,13 @@ class Capture:
             with self.program.fake_mode:
                 return func(*args, **kwargs)
         except DynamicOutputShapeException as error:
-            raise value_reads.dynamic_shape(func, self.origin) from error
+            raise value_reads.dynamic_shape(func, self.recorder.origin) from error
 
     def _device_value(self, leaf: Any) -> Any:
         if not isinstance(leaf, FakeTensor):
             return leaf
-        dtype = self._demote(leaf.dtype)
+        dtype = self.recorder.device_dtype(leaf.dtype)
         return leaf if dtype == leaf.dtype else self._fake(tuple(leaf.shape), dtype)
-
-    def _demote(self, dtype: torch.dtype) -> torch.dtype:
-        try:
-            return device_dtype(dtype)
-        except TypeError as error:
-            raise poptorch_error(f"{error} ({self.origin.source}).") from error
 
     def _device_options(self, func: OpOverload, kwargs: dict[str, Any], result: Any) -> dict[str, Any]:
         """Keyword arguments without those of the host; the dtype of what is made from nothing is explicit."""
@@ -266,7 +232,7 @@ class Capture:
             return fakes
         made = []
         for index, fake in enumerate(fakes):
-            item = self._node(operator.getitem, (node, index), {})
+            item = self.recorder.node(operator.getitem, (node, index), {})
             item.meta["val"] = node.meta["val"][index]
             wrapped = (
                 self._wrap_result(func, args, kwargs, item, fake, index)
@@ -283,7 +249,7 @@ class Capture:
         if 0 in fake.shape and item is None:  # Batch norm's unused statistics are empty.
             raise poptorch_error(
                 f"Zero-sized tensors are unsupported (Got shape {list(fake.shape)}). It is the result of "
-                f"{describe(func, self.origin)}."
+                f"{describe(func, self.recorder.origin)}."
             )
         parent = args[0] if args and isinstance(args[0], CapturedTensor) else None
         if parent is None or fake.untyped_storage()._cdata != parent.fake.untyped_storage()._cdata:
@@ -296,15 +262,17 @@ class Capture:
         name = normalise.written_argument(func)
         if func._schema.name.removeprefix("aten::") in normalise.RESIZING:
             raise poptorch_error(
-                f"{describe(func, self.origin)} changes a tensor's shape in place. Use its result instead."
+                f"{describe(func, self.recorder.origin)} changes a tensor's shape in place. Use its result instead."
             )
         functional = normalise.functional_form(func)
         if functional is None:
-            raise poptorch_error(f"{describe(func, self.origin)} writes in place and has no functional form.")
+            raise poptorch_error(
+                f"{describe(func, self.recorder.origin)} writes in place and has no functional form."
+            )
         position = next(i for i, a in enumerate(func._schema.arguments) if a.name == name)
         target = kwargs.pop(name) if name in kwargs else args[position]
         if not isinstance(target, CapturedTensor):
-            raise left_on_cpu(target, func, self.origin)
+            raise left_on_cpu(target, func, self.recorder.origin)
         if name == "out" and any(argument.name == "dtype" for argument in functional._schema.arguments):
             kwargs = {"dtype": target.dtype, **kwargs}  # As torch: it computes in the type of `out`.
         with self._mode:
@@ -317,9 +285,9 @@ class Capture:
             value = self.record(aten._to_copy.default, (value,), {"dtype": target.dtype})
         if value.shape != target.shape:
             value = self.record(aten.expand.default, (value, list(target.shape)), {})
-        gradients = torch.is_grad_enabled() or self.origin.in_function
+        gradients = torch.is_grad_enabled() or self.recorder.origin.in_function
         unrecorded = self.program.training and (target.shown.detached or not gradients)
-        target.shown.write(self, self._read(value), unrecorded)
+        target.shown.write(self.recorder, self._read(value), unrecorded)
 
     def _concerns_ipu(self, args: Any, kwargs: Any) -> bool:
         return any(
@@ -334,12 +302,12 @@ class Capture:
 
         `host_dtypes`: the results' dtypes in the user's eyes, where the device's are narrower.
         """
-        self.origin = locate(self._modules)
+        self.recorder.begin_operator()
         with torch._C.DisableTorchFunction():
             args = tuple(self._operand(argument) for argument in args)
-            node = self.record_node(op, *_map(args, self._read), **_map(kwargs, self._read))
+            node = self.recorder.record_node(op, *_map(args, self._read), **_map(kwargs, self._read))
             if op is ops.custom_op:  # Its C++ may draw.
-                self._number(node)
+                self.recorder.number(node)
             return self._results(node, host_dtypes)
 
     def _results(self, node: fx.Node, host_dtypes: tuple[torch.dtype, ...]) -> Any:
@@ -347,58 +315,15 @@ class Capture:
         if isinstance(value, torch.Tensor):
             dtype = host_dtypes[0] if host_dtypes else value.dtype
             return self._wrap(self._fake(tuple(value.shape), dtype), View.whole(node))
-        items = [self.record_node(operator.getitem, node, index) for index in range(len(value))]
+        items = [self.recorder.record_node(operator.getitem, node, index) for index in range(len(value))]
         return tuple(self._results(item, host_dtypes[i : i + 1]) for i, item in enumerate(items))
 
     def mark(self, tensor: Any, key: str, value: Any) -> None:
         """Attach a note to the operator that made a tensor: an entry of its `attrs`."""
         tensor = self.recognise(tensor)
         if isinstance(tensor, CapturedTensor):
-            attributes = tensor.shown.read(self).meta.setdefault("attrs", {})
+            attributes = tensor.shown.read(self.recorder).meta.setdefault("attrs", {})
             attributes[key] = value
-
-    # -- nodes -----------------------------------------------------------------------------------
-
-    def record_node(self, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        """Record one operator on nodes; its value is inferred."""
-        node = self._node(target, args, kwargs)
-        node.meta["val"] = self.program.infer(node)
-        return node
-
-    def constant(self, tensor: torch.Tensor) -> fx.Node:
-        """Enter a tensor of the host as a constant of the program."""
-        dtype = self._demote(tensor.dtype)
-        count = sum(v.role is Role.CONSTANT for v in self.program.variables.values())
-        value = tensor.detach().to(dtype).clone()
-        return self.program.add_variable(
-            Variable(f"constant_{count}", Role.CONSTANT, tuple(tensor.shape), dtype, value)
-        )
-
-    def _node(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> fx.Node:
-        args, kwargs = fx.map_arg((args, kwargs), self.visible)  # type: ignore[assignment]
-        node = self.graphs[-1].graph.call_function(target, args, kwargs)
-        node.meta.update(self.annotations.meta())
-        node.meta.update({"module": self.origin.module, "source": self.origin.source})
-        node.meta.update({"pass": "forward", "context": "normal"})
-        if not torch.is_grad_enabled() and not self.origin.in_function:
-            node.meta["no_grad"] = True
-        return node
-
-    def visible(self, node: fx.Node) -> fx.Node:
-        """A node of an outer graph as the innermost body's placeholder for it; its own nodes as they are."""
-        level = next((i for i, built in enumerate(self.graphs) if built.graph is node.graph), None)
-        if level is None:
-            raise poptorch_error(
-                "A tensor made or written inside the body of a loop or branch is used outside it "
-                f"({self.origin.source}). Return it from the body."
-            )
-        for built in self.graphs[level + 1 :]:
-            node = built.imported(node)
-        return node
-
-    def _number(self, node: fx.Node) -> None:
-        node.meta["random"] = self._draws
-        self._draws += 1
 
     # -- tensors ---------------------------------------------------------------------------------
 
@@ -421,7 +346,9 @@ class Capture:
     def lift(self, tensor: torch.Tensor, dtype: Optional[torch.dtype] = None) -> CapturedTensor:
         """A tensor of the host as a constant of the program."""
         tensor = tensor if dtype is None else tensor.to(dtype)
-        return self._wrap(self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.constant(tensor)))
+        return self._wrap(
+            self._fake(tuple(tensor.shape), tensor.dtype), View.whole(self.recorder.constant(tensor))
+        )
 
     def _operand(self, leaf: Any, func: Optional[OpOverload] = None) -> Any:
         """An operand as a tensor of the program; raises Error for one that the user left on the CPU."""
@@ -431,7 +358,7 @@ class Capture:
         is_number = leaf.dim() == 0 and func in normalise.ASSIGNMENTS  # `x[...] = 1`
         if self._cpu_means_constant or is_number:
             return self.lift(leaf)
-        raise left_on_cpu(leaf, func, self.origin)
+        raise left_on_cpu(leaf, func, self.recorder.origin)
 
     def _read(self, leaf: Any) -> Any:
         """A captured tensor's node with its current value; dtypes as the device has them."""
@@ -440,8 +367,8 @@ class Capture:
                 raise poptorch_error(
                     "A tensor of an earlier compilation is used in this one: the model keeps it."
                 )
-            return leaf.shown.read(self)
-        return self._demote(leaf) if isinstance(leaf, torch.dtype) else leaf
+            return leaf.shown.read(self.recorder)
+        return self.recorder.device_dtype(leaf) if isinstance(leaf, torch.dtype) else leaf
 
     def new_tensor(self, node: fx.Node, dtype: torch.dtype) -> CapturedTensor:
         """A node's value as a tensor of the user, with memory of its own."""
@@ -465,7 +392,7 @@ class Capture:
     def node_of(self, tensor: Any) -> Optional[fx.Node]:
         """The node of a tensor's current value; None for what is not on the IPU."""
         tensor = self.recognise(tensor)
-        return tensor.shown.read(self) if isinstance(tensor, CapturedTensor) else None
+        return tensor.shown.read(self.recorder) if isinstance(tensor, CapturedTensor) else None
 
     def inputs_written(self) -> Iterator[tuple[int, fx.Node]]:
         """Which inputs the forward wrote in place, and their new values."""
@@ -497,11 +424,11 @@ class Capture:
 
     def place(self) -> str:
         """Where the user's code is now, as messages have it."""
-        return locate(self._modules).place
+        return self.recorder.locate().place
 
     def module_depth(self) -> int:
         """How many modules the user's code is in now, the root not counted."""
-        path = locate(self._modules).module
+        path = self.recorder.locate().module
         return len(path.split(".")) if path else 0
 
 

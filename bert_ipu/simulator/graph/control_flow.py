@@ -13,9 +13,10 @@ from torch import fx
 
 from bert_ipu.simulator.errors import poptorch_error
 from bert_ipu.simulator.graph import ops
-from bert_ipu.simulator.graph.capture import Capture, GraphBeingBuilt
+from bert_ipu.simulator.graph.capture import Capture
 from bert_ipu.simulator.graph.captured_tensor import CapturedTensor
 from bert_ipu.simulator.graph.ir import IpuOp, Subgraph
+from bert_ipu.simulator.graph.recorder import GraphBeingBuilt
 
 Body = Callable[..., Sequence[torch.Tensor]]
 
@@ -36,9 +37,7 @@ def for_loop(
             f"of inputs {[(tuple(i.shape), i.dtype) for i in inputs]}."
         )
     outer = [*given, *built.imports]
-    return _emit(
-        capture, results, ops.for_loop, _subgraph(built, "body"), count, *outer, carried=len(given)
-    )
+    return _emit(capture, results, ops.for_loop, _subgraph(built, "body"), count, *outer, carried=len(given))
 
 
 def cond(
@@ -78,7 +77,7 @@ def _nodes(capture: Capture, tensors: Sequence[torch.Tensor]) -> list[fx.Node]:
     found = []
     for tensor in tensors:
         node = capture.node_of(tensor)
-        found.append(capture.visible(capture.constant(tensor) if node is None else node))
+        found.append(capture.recorder.visible(capture.recorder.constant(tensor) if node is None else node))
     return found
 
 
@@ -91,12 +90,12 @@ def _capture_body(
 ) -> list[CapturedTensor]:
     """Call a body on copies of its inputs, recording into its own graph."""
     given = [capture.new_tensor(node, tensor.dtype) for node, tensor in zip(placeholders, inputs)]
-    capture.graphs.append(built)
+    capture.recorder.graphs.append(built)
     try:
         results = list(body(*given))
         nodes = _nodes(capture, results)
     finally:
-        capture.graphs.pop()
+        capture.recorder.graphs.pop()
     built.graph.output(tuple(nodes))
     return [r if isinstance(r, CapturedTensor) else capture.lift(r) for r in results]
 

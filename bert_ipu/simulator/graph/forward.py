@@ -146,7 +146,7 @@ def _add_results(program: Program, capture: Capture, results: Any) -> None:
     for position, leaf in enumerate(leaves):
         node = capture.node_of(leaf)
         if node is None and isinstance(leaf, torch.Tensor):
-            node = capture.constant(leaf)
+            node = capture.recorder.constant(leaf)
         if node is not None:
             nodes.append(node)
             program.outputs.append(OutputSpec(f"output_{position}", "result", position))

@@ -36,7 +36,7 @@ def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
         return capture.lift(tensor, dtype)
     if device is not None and torch.device(device).type != "ipu" and not capture.decomposing:
         raise poptorch_error(
-            f"A forward's tensors stay on the IPU, but {capture.origin.source} moves one to {device}. "
+            f"A forward's tensors stay on the IPU, but {capture.recorder.origin.source} moves one to {device}. "
             "Return it as a result: the call gives it back on the CPU."
         )
     if dtype is None or dtype == tensor.dtype:
@@ -54,7 +54,7 @@ def _copy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any
     target, source = args[:2]
     if not isinstance(target, CapturedTensor):
         raise poptorch_error(
-            f"{describe(func, capture.origin)} writes to a tensor on the CPU; return the value instead."
+            f"{describe(func, capture.recorder.origin)} writes to a tensor on the CPU; return the value instead."
         )
     capture.write(target, source if isinstance(source, CapturedTensor) else capture.lift(source))
     return target
@@ -207,18 +207,18 @@ def _unchecked(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -
 
 
 def _to_host(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    raise value_reads.no_value(func, capture.origin)
+    raise value_reads.no_value(func, capture.recorder.origin)
 
 
 def _is_nonzero(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> bool:
     if value_reads.is_check():
         return False
-    raise value_reads.no_value(func, capture.origin)
+    raise value_reads.no_value(func, capture.recorder.origin)
 
 
 def _tensor_split(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     if isinstance(args[1], CapturedTensor):
-        raise value_reads.no_value(func, capture.origin)
+        raise value_reads.no_value(func, capture.recorder.origin)
     return capture.decompose(func, args, kwargs)
 
 

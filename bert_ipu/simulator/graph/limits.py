@@ -43,7 +43,7 @@ def check(capture: Capture, func: OpOverload, args: tuple[Any, ...], kwargs: dic
     if capture.decomposing in normalise.LOSSES:
         return  # PopTorch takes these losses whole, and does not see what torch makes of them.
     arguments = _arguments(func, args, kwargs)
-    place = describe(func, capture.origin)
+    place = describe(func, capture.recorder.origin)
     if func is aten.as_strided.default and normalise.only_restrides(*arguments.values()):
         return
     if instead is not None and not _are_constant(capture, arguments.values()):

@@ -21,7 +21,7 @@ def is_recording() -> bool:
 def current_annotations() -> Annotations | None:
     """What the next recorded operators get, None outside a capture."""
     current = capture.current()
-    return None if current is None else current.annotations
+    return None if current is None else current.recorder.annotations
 
 
 def current_placement() -> Placement | None:
@@ -45,14 +45,14 @@ def push_name_scope(name: str) -> None:
     """Put `name` into the names of what is recorded from here on, after the modules around it."""
     current = capture.current()
     if current is not None:
-        current.annotations.push_scope(name, current.module_depth())
+        current.recorder.annotations.push_scope(name, current.module_depth())
 
 
 def pop_name_scope() -> None:
     """End the name scope that was entered last."""
     current = capture.current()
     if current is not None:
-        current.annotations.pop_scope()
+        current.recorder.annotations.pop_scope()
 
 
 def emit(op: IpuOp, *args: Any, **kwargs: Any) -> Any:
