@@ -121,3 +121,12 @@ def test_names_that_no_variable_buffer_has_are_refused(factor: Tensor) -> None:
     executor = poptorch.inferenceModel(Scales(factor), poptorch.Options().updatableNamedBuffers([name]))
     with pytest.raises(poptorch.Error, match=rf"updatableNamedBuffers\(\) names \['{name}'\]"):
         executor.compile(ROWS)
+
+
+def test_the_constants_of_a_deep_model_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each batch norm has a counter, of whole numbers."""
+    model = torch.nn.Sequential(*(torch.nn.BatchNorm1d(4) for _ in range(20)))
+    poptorch.inferenceModel(model.eval())(torch.ones(2, 4))
+    said = capsys.readouterr().err
+    assert "0.num_batches_tracked, 1.num_batches_tracked" in said and "and 16 more" in said
+    assert "19.num_batches_tracked" not in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import re
 from collections.abc import Callable
@@ -267,3 +268,42 @@ def test_a_model_trains_where_it_is_called_without_gradients() -> None:
     with torch.no_grad():
         training(x)
     torch.testing.assert_close(model.layer.weight.detach(), expected)
+
+
+class Cast(nn.Module):
+    def __init__(self, enabled: bool) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+        self.enabled = enabled
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        for _ in range(2):
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.enabled):
+                x = self.layer(x)
+        return nn.functional.mse_loss(x, target)
+
+
+def test_autocast_has_no_effect_in_a_forward_nor_around(capsys: pytest.CaptureFixture[str]) -> None:
+    """PopTorch's tensors are none of the CPU's, of which alone `torch.autocast("cpu")` takes notice."""
+    model, x, target = Cast(enabled=True), torch.randn(2, 4), torch.randn(2, 4)
+    plain = Cast(enabled=False)
+    plain.load_state_dict(model.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = poptorch.inferenceModel(model)(x, target)
+        assert torch.is_autocast_enabled("cpu")
+    torch.testing.assert_close(found, plain(x, target).detach())
+    assert model(x, target) != found  # torch's own is itself again
+    assert capsys.readouterr().err.count("torch.autocast has no effect") == 1
+
+
+def test_a_model_in_torch_compile_trains_as_it_was_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """torch gives such a module a length, which it refuses to tell where the one inside has none."""
+    model, x, target = Cast(enabled=False), torch.randn(2, 4), torch.randn(2, 4)
+    plain = copy.deepcopy(model)
+    compiled = torch.compile(model)
+    optimizer = poptorch.optim.SGD(compiled.parameters(), lr=0.5)
+    poptorch.trainingModel(compiled, optimizer=optimizer)(x, target)
+    plain(x, target).backward()
+    torch.optim.SGD(plain.parameters(), lr=0.5).step()
+    torch.testing.assert_close(model.layer.weight, plain.layer.weight)
+    assert "torch.compile has no effect" in capsys.readouterr().err

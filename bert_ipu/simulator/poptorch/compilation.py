@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +37,7 @@ from .options import Options
 from .recording import place
 from .session import Session
 from .structure import flattenTensorStructure, hidden_tensors, reconstructTensorStructure
-from .torch_behaviour import IpuByDefault, torch_without_values
+from .torch_behaviour import IpuByDefault, torch_without_values, without_autocast
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def key_for_loading(subject: Subject) -> Key:
 def _make_session(subject: Subject, make_program: Callable[[Subject], CapturedProgram]) -> Compiled:
     """Make the program, check what the options and the devices ask of it, and lower it for the engine."""
     check_initialised(subject.model)
+    _warn_of_torch_compile(subject.model)
     options = subject.options
     session_options.validate(options.toDict())
     _check_return_period(options)
@@ -123,14 +124,20 @@ def _warn_of_types(subject: Subject) -> None:
         inputs = [name for name, tensor in subject.inputs.named_tensors() if tensor.dtype == dtype]
         names = inputs + [name for name in weights if named[name].dtype == dtype]
         if names:
-            compiler_logger.warning("The IPU has no %s, and computes with %s: %s", *change, ", ".join(names))
+            compiler_logger.warning("The IPU has no %s, and computes with %s: %s", *change, _some_of(names))
     constants = [name for name in named if name not in weights]
     if constants:
         compiler_logger.warning(
             "Parameters and buffers that are not of real numbers are constants of the program: %s. What a forward "
             "writes to them, or the host after compiling, has no effect.",
-            ", ".join(constants),
+            _some_of(constants),
         )
+
+
+def _some_of(names: Sequence[str], most: int = 4) -> str:
+    """The first few names, and how many more there are: batch norms alone can have a counter each."""
+    listed = ", ".join(names[:most])
+    return f"{listed} and {len(names) - most} more" if len(names) > most else listed
 
 
 def check_initialised(model: Any) -> None:
@@ -141,6 +148,18 @@ def check_initialised(model: Any) -> None:
                 f"{name} belongs to a lazy module and has no shape yet: call the model with an example on the CPU "
                 "before it is run or trained on the IPU."
             )
+
+
+def _warn_of_torch_compile(model: Any) -> None:
+    """Say that `torch.compile` does nothing here: while a forward is captured its modules call what they wrap."""
+    modules = model.named_modules() if isinstance(model, torch.nn.Module) else ()
+    compiled = [name or type(module).__name__ for name, module in modules if "_orig_mod" in module._modules]
+    if compiled:
+        logger.warning(
+            "torch.compile has no effect on the IPU, whose compiler takes the forward as it was written: leave it out. "
+            "It wraps %s.",
+            _some_of(compiled),
+        )
 
 
 def _check_return_period(options: Options) -> None:
@@ -171,7 +190,7 @@ def _captured_program(subject: Subject) -> CapturedProgram:
     def compile_(watching: Watching = nullcontext) -> CapturedProgram:
         forward.watching = watching
         # A training model trains wherever it is called; what the forward does under `no_grad` of its own stays so.
-        with torch_without_values(), _tracing(subject.options), torch.set_grad_enabled(True):
+        with without_autocast(), torch_without_values(), _tracing(subject.options), torch.set_grad_enabled(True):
             program = compile_program(request)
         _warn_of_what_follows_the_loss(program)
         return CapturedProgram(program, forward.returned)

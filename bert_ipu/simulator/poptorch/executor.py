@@ -46,7 +46,7 @@ class PoplarExecutor:
     ) -> None:
         self._model = model
         """What is compiled: a shallow copy of the user's, which keeps its class when the user's is swapped."""
-        self._user_model = user_model or model
+        self._user_model = model if user_model is None else user_model
         """What the user holds, and reads weights from (`wrapping.py`)."""
         self._training = training
         self._poptorch_version = poptorch_version

@@ -187,6 +187,37 @@ def _around_the_call(
         yield
 
 
+@contextmanager
+def without_autocast() -> Iterator[None]:
+    """Inside, `torch.autocast` does nothing, whether it is entered there or around; a warning says so once."""
+    is_said = False
+
+    def enter(context: Any) -> Any:
+        if context._enabled:
+            say()
+        return context
+
+    def say() -> None:
+        nonlocal is_said
+        if not is_said:
+            logger.warning(
+                "torch.autocast has no effect on the IPU: for half precision convert the model and its inputs by "
+                "`half()`, or a tensor in the forward by `to(torch.half)`."
+            )
+        is_said = True
+
+    if torch.is_autocast_enabled("cpu"):
+        say()
+    before = torch.autocast.__enter__, torch.autocast.__exit__
+    with torch.autocast("cpu", enabled=False):
+        torch.autocast.__enter__ = enter  # type: ignore[method-assign]
+        torch.autocast.__exit__ = lambda *_: None  # type: ignore[method-assign, assignment]
+        try:
+            yield
+        finally:
+            torch.autocast.__enter__, torch.autocast.__exit__ = before  # type: ignore[method-assign]
+
+
 _WHILE_CAPTURING: tuple[tuple[Any, str, Any], ...] = (
     # Distributions would look whether values are in range; PopTorch turns that off, too.
     (torch.distributions.Distribution, "_validate_args", False),
