@@ -125,7 +125,7 @@ def test_cpu_operators_run_after_one_that_was_refused() -> None:
 
 def test_attributes_are_strings() -> None:
     """torch.ops.poptorch.set_attribute(str attribute, str key, str value)."""
-    with pytest.raises(RuntimeError, match="'layer' and its value 1 must be of type 'str'"):
+    with pytest.raises(RuntimeError, match="'layer' and its value 1 must both be strings"):
         poptorch.Attribute(__outline={"layer": 1}).__enter__()
 
 

@@ -449,10 +449,12 @@ class AsynchronousDataAccessor:
         self.terminate()
 
     def __len__(self) -> int:
-        length = len(self._dataset)
-        if self.rebatched_size and getattr(self._dataset, "_accessor", None) is not self:
-            length = length * self._dataset.batch_size // self.rebatched_size
-        return length
+        batches: int = len(self._dataset)
+        is_its_loaders = getattr(self._dataset, "_accessor", None) is self  # that counts joined batches
+        if self.rebatched_size is None or is_its_loaders:
+            return batches
+        rows: int = batches * self._dataset.batch_size
+        return rows // self.rebatched_size
 
     def __iter__(self) -> AsynchronousDataAccessor:
         assert self._worker is not None, "terminate() has stopped this accessor's worker"

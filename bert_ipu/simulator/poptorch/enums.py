@@ -5,12 +5,70 @@ from __future__ import annotations
 import enum
 
 
-class MeanReductionStrategy(enum.IntEnum):
-    """When the division of a mean over micro-batches happens."""
+class ConnectionType(enum.IntEnum):
+    """When a device is acquired."""
 
-    Running = 0
-    Post = 1
-    PostAndLoss = 2
+    Always = 0
+    OnDemand = 1
+    Never = 2
+
+
+class SyncPattern(enum.IntEnum):
+    """Which IPUs wait for each other at a synchronisation."""
+
+    Full = 0
+    SinglePipeline = 1
+    ReplicaAndLadder = 2
+
+
+class AutoStage(enum.IntEnum):
+    """How blocks get their stage when the strategy does not say."""
+
+    SameAsIpu = 0
+    AutoIncrement = 1
+
+
+class Liveness(enum.IntEnum):
+    """How long tensors stay on the chip in phased execution."""
+
+    AlwaysLive = 0
+    OffChipAfterFwd = 1
+    OffChipAfterFwdNoOverlap = 2
+    OffChipAfterEachPhase = 3
+
+
+class CommGroupType(enum.IntEnum):
+    """How replicas form groups."""
+
+    All = 0
+    Consecutive = 1
+    Orthogonal = 2
+    NoGrouping = 3
+
+
+class VariableRetrievalMode(enum.IntEnum):
+    """Which replicas' values of a variable are read back."""
+
+    OnePerGroup = 0
+    AllReplicas = 2
+
+
+class OverlapMode(enum.Enum):
+    """Which loop host input and output overlaps with compute."""
+
+    NoOverlap = "no_overlap"
+    OverlapAccumulationLoop = "overlap_accumulation_loop"
+    OverlapDeviceIterationLoop = "overlap_device_iteration_loop"
+
+
+class OutputMode(enum.IntEnum):
+    """Which micro-batches' outputs come back to the host."""
+
+    Final = 0
+    EveryN = 1
+    All = 2
+    Sum = 3
+    Default = 4
 
 
 class DataLoaderMode(enum.IntEnum):
@@ -30,32 +88,6 @@ class SharingStrategy(enum.IntEnum):
     ForkServer = 3
 
 
-class OutputMode(enum.IntEnum):
-    """Which micro-batches' outputs come back to the host."""
-
-    Final = 0
-    EveryN = 1
-    All = 2
-    Sum = 3
-    Default = 4
-
-
-class ConnectionType(enum.IntEnum):
-    """When a device is acquired."""
-
-    Always = 0
-    OnDemand = 1
-    Never = 2
-
-
-class HalfFloatCastingBehavior(enum.IntEnum):
-    """Deprecated: mixed operands always go to float32."""
-
-    FloatDowncastToHalf = 0
-    HalfUpcastToFloat = 1
-    Default = 2
-
-
 class ReductionType(enum.IntEnum):
     """How a loss, or gradients over accumulation and replicas, are reduced."""
 
@@ -64,45 +96,21 @@ class ReductionType(enum.IntEnum):
     NoReduction = 2
 
 
-class SyncPattern(enum.IntEnum):
-    """Which IPUs synchronise with each other."""
+class MeanReductionStrategy(enum.IntEnum):
+    """When the division of a mean over micro-batches happens."""
 
-    Full = 0
-    SinglePipeline = 1
-    ReplicaAndLadder = 2
+    Running = 0
+    Post = 1
+    PostAndLoss = 2
 
 
 class MatMulSerializationMode(enum.Enum):
-    """The dimension along which a matrix multiplication is split."""
+    """Along which dimension a matrix product is cut into pieces."""
 
     InputChannels = "input_channels"
     ReducingDim = "reducing_dim"
     OutputChannels = "output_channels"
     Disabled = "none"
-
-
-class Liveness(enum.IntEnum):
-    """How long tensors stay on the chip in phased execution."""
-
-    AlwaysLive = 0
-    OffChipAfterFwd = 1
-    OffChipAfterFwdNoOverlap = 2
-    OffChipAfterEachPhase = 3
-
-
-class OverlapMode(enum.Enum):
-    """Which loop host input and output overlaps with compute."""
-
-    NoOverlap = "no_overlap"
-    OverlapAccumulationLoop = "overlap_accumulation_loop"
-    OverlapDeviceIterationLoop = "overlap_device_iteration_loop"
-
-
-class AutoStage(enum.IntEnum):
-    """How blocks get their stage when the strategy does not say."""
-
-    SameAsIpu = 0
-    AutoIncrement = 1
 
 
 class MultiConvPlanType(enum.IntEnum):
@@ -112,17 +120,9 @@ class MultiConvPlanType(enum.IntEnum):
     Serial = 1
 
 
-class CommGroupType(enum.IntEnum):
-    """How replicas form groups."""
+class HalfFloatCastingBehavior(enum.IntEnum):
+    """Deprecated: mixed operands always go to float32."""
 
-    All = 0
-    Consecutive = 1
-    Orthogonal = 2
-    NoGrouping = 3
-
-
-class VariableRetrievalMode(enum.IntEnum):
-    """Which replicas' values of a variable are read back."""
-
-    OnePerGroup = 0
-    AllReplicas = 2
+    FloatDowncastToHalf = 0
+    HalfUpcastToFloat = 1
+    Default = 2

@@ -172,9 +172,8 @@ class _DistributedOptions(OptionsDict):
 
     def setEnvVarNames(self, var_num_processes: str, var_process_id: str) -> _DistributedOptions:
         """Read the number of processes and this one's id from two environment variables."""
-        return self.configureProcessId(
-            int(os.environ.get(var_process_id, "0")), int(os.environ.get(var_num_processes, "1"))
-        )
+        number, count = os.environ.get(var_process_id, 0), os.environ.get(var_num_processes, 1)
+        return self.configureProcessId(int(number), int(count))
 
     def configureProcessId(self, process_id: int, num_processes: int) -> _DistributedOptions:
         """This process is number `process_id` of `num_processes`."""

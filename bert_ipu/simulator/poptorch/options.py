@@ -1,4 +1,4 @@
-"""`poptorch.Options`: how a model is compiled and run."""
+"""`poptorch.Options`: what a user may set of compiling and running."""
 
 from __future__ import annotations
 
@@ -69,14 +69,15 @@ class Attribute:
         self._saved: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> None:
-        self._saved = copy.deepcopy(Attribute._current_attrs)
+        outer = self._saved = Attribute._current_attrs
         for name, values in self._kwargs.items():
             for key, value in values.items():
                 if not isinstance(key, str) or not isinstance(value, str):
                     raise RuntimeError(
-                        f"Attribute {name}: {key!r} and its value {value!r} must be of type 'str'."
+                        f"Attribute {name}: {key!r} and its value {value!r} must both be strings."
                     )
-            Attribute._current_attrs.setdefault(name, {}).update(values)
+        inner = {name: {**outer.get(name, {}), **values} for name, values in self._kwargs.items()}
+        Attribute._current_attrs = {**outer, **inner}
         self._announce()
 
     def __exit__(self, type: Any, value: Any, traceback: Any) -> None:
@@ -87,7 +88,7 @@ class Attribute:
     def _announce() -> None:
         annotations = recording.current_annotations()
         if annotations is not None:
-            annotations.attributes = MappingProxyType(dict(Attribute._current_attrs))
+            annotations.attributes = MappingProxyType(Attribute._current_attrs)
 
 
 def current_attributes() -> Mapping[str, dict[str, Any]]:

@@ -148,7 +148,7 @@ class ProgressBar:
             self._bar = tqdm(
                 desc="Graph compilation",
                 total=total,
-                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]",
+                bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}, {remaining} left",
             )
         assert self._start is not None, "the bar and its start time are set together"
         self._bar.update(progress - self._bar.n)

@@ -62,7 +62,7 @@ class Wrapper:
             parameter.__class__ = self.parameter_class  # type: ignore[assignment]
         for buffer in model.buffers():
             if type(buffer) not in (torch.Tensor, self.buffer_class):
-                raise poptorch_error(f"All buffers must be an instance of torch.Tensor (Got {type(buffer)})")
+                raise poptorch_error(f"A buffer of the model is a {type(buffer)}, and must be a plain torch.Tensor.")
             buffer.__class__ = self.buffer_class
         model.__class__ = self.model_class
 
