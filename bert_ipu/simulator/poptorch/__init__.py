@@ -7,7 +7,7 @@ compiling   `compilation`, `compile_request`, `placement`, `torch_behaviour`; an
 forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `strategies`, `multi_conv`, `cpu_op`, `ctc`,
             by `recording`
 options     `options`, `model_options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
-optimizers  `optim`, `optimizer_attributes`, `device_optimizer`
+optimizers  `optim`, `optimizer_attributes`, `optimizer_description`, `device_optimizer`
 data        `dataloader`, `accessor`
 rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`; for poptorch_geometric:
             `_utils`, `_poplar_executor`

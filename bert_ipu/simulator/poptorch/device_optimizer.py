@@ -13,7 +13,8 @@ import torch
 
 from ._logging import logger
 from .optim import Optimizer
-from .optimizer_attributes import AttributeTracker, check_replacement, describe
+from .optimizer_attributes import AttributeTracker, describe
+from .optimizer_description import Description, check_replacement
 from .options import Options
 from .session import Session
 
@@ -31,7 +32,7 @@ class DeviceOptimizer:
         self._tracker = AttributeTracker(options)
         self.given: Any = None
         """The user's optimizer."""
-        self.description: dict[str, Any] = {}
+        self.description: Description = {}
         """What it says, as the compiler needs it."""
         self._attributes_are_newer = False
         """Whether they have changed since the device got them."""

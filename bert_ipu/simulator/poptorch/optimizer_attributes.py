@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 
-from ..errors import poptorch_error
 from ..graph.optimizer_spec import KINDS
 from . import enums, optim
 from ._logging import logger
+from .optimizer_description import Description, check_values
 from .options import Options
 
 # PopTorch's optimizer classes by torch's; AdamW first, as torch's AdamW is an Adam.
@@ -199,7 +199,7 @@ def _use_running_mean(optimizer: Any, options: Options, is_compiled: bool) -> No
 
 def describe(
     optimizer: torch.optim.Optimizer, tracker: AttributeTracker, options: Options, is_compiled: bool
-) -> dict[str, Any]:
+) -> Description:
     """The optimizer as nested dicts: `optimizer_type`, compiled-in attributes, `defaults` and `groups`.
 
     In `defaults` and each group, an attribute under PopART's camel-case name is (value, is it constant).
@@ -210,7 +210,7 @@ def describe(
     reader = _Reader(
         optimizer, kind, options._Popart.options.get("automaticLossScalingSettings.enabled", False)
     )
-    described: dict[str, Any] = {"optimizer_type": kind}
+    described: Description = {"optimizer_type": kind}
     group_names = popt_class._group_vars
     for name in popt_class._child_only:
         if name not in (*group_names, *popt_class._child_vars):
@@ -221,32 +221,11 @@ def describe(
 
     described["defaults"] = {**read(optimizer.defaults), **reader.loss_scaling()}
     described["groups"] = [read(group) for group in optimizer.param_groups]
-    _check_values(described)
+    check_values(described)
     _check_names(optimizer, tracker, kind)
     logger.debug("Python optimizer %s", described)
     tracker.enableChecks()
     return described
-
-
-_NOT_NEGATIVE = ("learningRate", "weightDecay", "beta1", "beta2", "momentum", "dampening", "alpha")
-_POSITIVE = ("eps", "velocityScaling")
-
-
-def _check_values(described: dict[str, Any]) -> None:
-    """Raise Error for what PopART's optimizers refuse (`runValueChecks`)."""
-    if described["defaults"]["lossScaling"][0] == 0:
-        raise poptorch_error("Loss scaling cannot be 0: gradients are divided by it. 1 is none.")
-    for index, group in enumerate(described["groups"]):
-        for name, (value, constant) in group.items():
-            if value < 0 and name in _NOT_NEGATIVE:
-                needed = "not negative"
-            elif value <= 0 and name in _POSITIVE:
-                needed = "greater than 0"
-            elif value == 0 and constant and name == "learningRate":
-                needed = "variable, or not 0"
-            else:
-                continue
-            raise poptorch_error(f"{name} of the optimizer's group {index} is {value}: it must be {needed}.")
 
 
 def _merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
@@ -254,102 +233,8 @@ def _merged(parts: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _check_names(optimizer: torch.optim.Optimizer, tracker: AttributeTracker, kind: str) -> None:
-    checks: list[tuple[str, Callable[[], Iterable[str]], str]] = [
-        ("group", lambda: optimizer.defaults, "default group variable"),
-        (
-            "optimizer",
-            lambda: (
-                vars(optimizer).keys()
-                - {"defaults", "state", "param_groups", "variable_attrs", "read_from_ipu"}
-            ),
-            "optimizer attribute",
-        ),
-    ]
-    for scope, names, where in checks:
-        tracker.check(scope, sorted(names()), where, kind)
+    own = vars(optimizer).keys() - {"defaults", "state", "param_groups", "variable_attrs", "read_from_ipu"}
+    tracker.check("group", sorted(optimizer.defaults), "default group variable", kind)
+    tracker.check("optimizer", sorted(own), "optimizer attribute", kind)
     for index, group in enumerate(optimizer.param_groups):
         tracker.check("group", sorted(group.keys() - {"params"}), f"group {index} attribute", kind)
-
-
-def check_replacement(compiled: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise Error for an optimizer that the program compiled for another one cannot carry out."""
-    kinds = compiled["optimizer_type"], given["optimizer_type"]
-    if kinds[0] != kinds[1]:
-        raise poptorch_error(
-            f"The model is compiled for an optimizer of kind {kinds[0]}, the new one is of kind {kinds[1]}. Call "
-            "destroy() on the model before setOptimizer()."
-        )
-    counts = len(compiled["groups"]), len(given["groups"])
-    if counts[0] != counts[1]:
-        raise poptorch_error(
-            f"The model is compiled for an optimizer with {counts[0]} parameter groups, the new one has "
-            f"{counts[1]}. Call destroy() on the model before setOptimizer()."
-        )
-    for name in _COMPILED_IN:
-        _check_constant(name, compiled.get(name), given.get(name))
-    places = {"the defaults": (compiled["defaults"], given["defaults"])} | {
-        f"group {index}": pair for index, pair in enumerate(zip(compiled["groups"], given["groups"]))
-    }
-    for place, (before, after) in places.items():
-        for name in before:
-            if not (name == "velocityScaling" and kinds[0] == "SGD2"):  # PopTorch ties it to the loss scaling
-                _check_attribute(f"{name} of {place}", before[name], after[name])
-
-
-_COMPILED_IN = ("maxGradNorm", "useTfVariant")
-"""Attributes of a whole optimizer that PopART compares; it ignores new accumulation types."""
-
-
-def _check_attribute(name: str, before: tuple[Any, bool], after: tuple[Any, bool]) -> None:
-    (old, was_constant), (new, is_constant) = before, after
-    if was_constant != is_constant:
-        kinds = {True: "constant", False: "variable"}
-        raise poptorch_error(
-            f"{name} was compiled in as a {kinds[was_constant]}, {old}, and is a {kinds[is_constant]} now, {new}. "
-            f"{_STAY_VARIABLE}"
-        )
-    if was_constant:
-        _check_constant(name, old, new)
-
-
-def _check_constant(name: str, old: Any, new: Any) -> None:
-    if old != new:
-        raise poptorch_error(f"{name} is compiled in as {old}, and is {new} now. {_STAY_VARIABLE}")
-
-
-_STAY_VARIABLE = (
-    "Attributes that are to change must be variable from the start: pass them to the constructor of an optimizer "
-    "of poptorch.optim, or call its variable_attrs.markAsVariable(). Or call destroy() on the model and compile again."
-)
-
-
-def lines(description: dict[str, Any]) -> list[str]:
-    """A description as PopTorch logs it: the optimizer with its defaults, then each group."""
-    kind = description["optimizer_type"]
-    types = [
-        f"{'firstOrderMomentumAccumType' if name == 'velocityAccumType' else name}="
-        f"{'float16' if half else 'float32'},"
-        for name, half in description.items()
-        if name.endswith("AccumType") or name == "accumType"
-    ]
-    loss_scaling = description["defaults"]["lossScaling"]
-    found = [
-        f"graph optimizer with {kind} "
-        f"{' '.join(types + _attributes(description['defaults'], kind, loss_scaling, True))}"
-    ]
-    for index, group in enumerate(description["groups"]):
-        found.append(
-            f"group {index} optimizer with {kind} {' '.join(_attributes(group, kind, loss_scaling, False))}"
-        )
-    return found
-
-
-def _attributes(group: dict[str, Any], kind: str, loss_scaling: Any, default: bool) -> list[str]:
-    shown = []
-    for name, (value, constant) in group.items():
-        if kind == "SGD2" and name == "velocityScaling":  # PopTorch ties them for the separate variant
-            value, constant = loss_scaling
-        if default and name != "lossScaling":
-            name = f"default{name[0].upper()}{name[1:]}"
-        shown.append(f"{name}={value:g}{' (const)' if constant else ''},")
-    return shown

@@ -17,9 +17,10 @@ from ..graph.program_text import program_text
 from ..graph.tensor_names import tensors_by_name
 from ..popart import SyntheticDataMode
 from ..runtime.engine import Executable
-from . import devices, optimizer_attributes
+from . import devices
 from ._logging import TRACE, compiler_logger, logger
 from .enums import CommGroupType
+from .optimizer_description import log_lines
 from .options import Options
 
 MASTER = "MasterWeight___"
@@ -104,7 +105,7 @@ class Session:
 
     def update_optimizer(self, description: dict[str, Any]) -> None:
         """Give the optimizer's variable attributes new values."""
-        for line in optimizer_attributes.lines(description):
+        for line in log_lines(description):
             compiler_logger.debug("Updating %s", line)
         self._written_parameters = {}
         for name, value in optimizer_scalars(self.program, description).items():
