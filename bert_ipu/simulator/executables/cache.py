@@ -68,6 +68,10 @@ class ExecutableCache:
         container.write(path, contents)
         return path
 
+    def lock_file(self, name: str, key: Key) -> Path:
+        """A file for the processes that compile this model to agree by."""
+        return self.folder / f"{_file_stem(name)}-{_digest(key)}.lock"
+
     def _newest(self, pattern: str) -> list[Path]:
         found = []
         for path in self.folder.glob(pattern):

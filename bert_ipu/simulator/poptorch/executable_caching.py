@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -45,9 +44,11 @@ def cached_program(
         logger.warning("Executable cache: not used, as no key can be made: %s", obstacle)
         return compile_(nullcontext)
     entry = _Entry(ExecutableCache(folder), subject, request, key)
-    with _only_one_compiles(folder, subject) as first:
-        if first:
-            return entry.found() or entry.compiled(compile_)
+    distributed = subject.options.Distributed
+    if distributed.numProcesses > 1:
+        with _in_turn(entry.lock_file, distributed.processId) as first:
+            if first:
+                return entry.found() or entry.compiled(compile_)
     return entry.found() or entry.compiled(compile_)
 
 
@@ -59,6 +60,11 @@ class _Entry:
         model = subject.model
         self._name = getattr(model, "__qualname__", type(model).__qualname__)
         self._name += " (training)" if subject.training else " (inference)"
+
+    @property
+    def lock_file(self) -> Path:
+        """Locked while one of several processes compiles this model."""
+        return self._cache.lock_file(self._name, self._key)
 
     def found(self) -> CapturedProgram | None:
         """The program, where the cache has it."""
@@ -111,31 +117,19 @@ def _make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _only_one_compiles(folder: Path, subject: Subject) -> Iterator[bool]:
-    """Of the processes of a distributed job, the first to come here compiles, and the others wait for it.
-
-    Each adds a byte to the lock's file, so that the first knows itself, and the last removes the file.
-    """
-    distributed = subject.options.Distributed
-    if distributed.numProcesses == 1:
-        yield False
-        return
-    path = folder / f"{hashlib.md5(repr(subject.model).encode()).hexdigest()}.lock"
-    with open(path, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write("0")
-        file.flush()
-        position, count = file.tell(), distributed.numProcesses
-        logger.debug(
-            "Executable cache file locked: process %s is number %d of %d",
-            distributed.processId,
-            position,
-            count,
-        )
+def _in_turn(path: Path, process: int) -> Iterator[bool]:
+    """Whether this process is the first to come: it holds the lock inside, and the others wait until it is done."""
+    with open(path, "w") as file:
         try:
-            yield position == 1
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            first = True
+        except BlockingIOError:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            first = False
+        logger.debug("Executable cache file locked for process %s", process)
+        try:
+            yield first
         finally:
-            logger.debug("Process %s released the cache lock", distributed.processId)
-            if position == count:
+            if first:
                 path.unlink(missing_ok=True)
-            fcntl.flock(file, fcntl.LOCK_UN)
+            logger.debug("Process %s has released the cache lock", process)

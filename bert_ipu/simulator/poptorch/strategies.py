@@ -223,7 +223,7 @@ class _IPhasedExecution(_IExecutionStrategy):
 
 
 class ParallelPhasedExecution(_IPhasedExecution):
-    """Phases alternate between two groups of IPUs."""
+    """Phases of even number have one group of IPUs, the others another."""
 
     def backendOptions(self) -> dict[str, Any]:
         return {**super().backendOptions(), "serial_phases_execution": False}
@@ -236,7 +236,7 @@ class ParallelPhasedExecution(_IPhasedExecution):
 
 
 class SerialPhasedExecution(_IPhasedExecution):
-    """All phases run on one group of IPUs."""
+    """Phases follow each other on the same IPUs."""
 
     def setTensorsLiveness(self, liveness: enums.Liveness) -> SerialPhasedExecution:
         """Say when activations leave the chip."""
