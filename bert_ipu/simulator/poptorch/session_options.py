@@ -6,12 +6,15 @@ Names, kinds and enumerations' sizes are those of PopTorch 3.4's `popart_compile
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..errors import SimulatorUnsupported, poptorch_cpp_error
 from . import popart_patterns
 from ._logging import compiler_logger
+
+Options = Mapping[str, Any]
+"""All options by name."""
 
 _BOOLS = frozenset(
     [
@@ -195,14 +198,6 @@ def _check_integer(name: str, value: int) -> None:
         raise poptorch_cpp_error(f"Option {name} is {value}, and must be {allowed}")
 
 
-def _check_proportion(ipu: int, proportion: Any) -> None:
-    """PopART's `Builder::setAvailableMemoryProportion`."""
-    if not isinstance(proportion, (int, float)) or not 0 < proportion <= 1:
-        raise poptorch_cpp_error(
-            f"setAvailableMemoryProportion() gives IPU{ipu} {proportion!r}, and may give more than 0 and at most 1."
-        )
-
-
 def _check_element(name: str, element: Any) -> None:
     """An element of one of PopART's containers of strings, in which whole numbers are written out."""
     if not isinstance(element, (str, int)):
@@ -215,38 +210,68 @@ def _check_element(name: str, element: Any) -> None:
         )
 
 
-def _check_mapping(name: str, value: Mapping[Any, Any], options: Mapping[str, Any]) -> None:
-    if name == "available_memory_proportion":
-        for ipu, proportion in value.items():
-            _check_proportion(ipu, proportion)
-    elif name == "patterns":
-        if "patterns_level" not in options:
+def _check_proportions(name: str, given: Mapping[Any, Any], options: Options) -> None:
+    """PopART's `Builder::setAvailableMemoryProportion`."""
+    for ipu, proportion in given.items():
+        if not isinstance(proportion, (int, float)) or not 0 < proportion <= 1:
             raise poptorch_cpp_error(
-                "Option patterns changes those of a patterns_level: set both, by _Popart.setPatterns()."
+                f"setAvailableMemoryProportion() gives IPU{ipu} {proportion!r}, and may give more than 0 and at most 1."
             )
-        _check_integer("patterns_level", options["patterns_level"])
-        popart_patterns.check_names(value)
-    elif name.startswith("location_"):
-        unknown = value.keys() - _LOCATION_SETTINGS
-        if unknown:
-            raise poptorch_cpp_error(
-                f"{name} has {sorted(unknown)}; a location has {sorted(_LOCATION_SETTINGS)}"
-            )
-        for key, setting in value.items():
-            compiler_logger.debug("%s: %s is %s", name, key, setting)
-    elif value:
+
+
+def _check_patterns(name: str, given: Mapping[Any, Any], options: Options) -> None:
+    if "patterns_level" not in options:
+        raise poptorch_cpp_error(
+            "Option patterns changes those of a patterns_level: set both, by _Popart.setPatterns()."
+        )
+    _check_integer("patterns_level", options["patterns_level"])
+    popart_patterns.check_names(given)
+
+
+def _check_location(name: str, given: Mapping[Any, Any], options: Options) -> None:
+    unknown = given.keys() - _LOCATION_SETTINGS
+    if unknown:
+        raise poptorch_cpp_error(f"{name} has {sorted(unknown)}; a location has {sorted(_LOCATION_SETTINGS)}")
+    for key, setting in given.items():
+        compiler_logger.debug("%s: %s is %s", name, key, setting)
+
+
+def _check_map(name: str, given: Mapping[Any, Any], options: Options) -> None:
+    """One of PopART's maps of strings; an empty one of any name changes nothing."""
+    for key, setting in given.items():
         _known(name, _CONTAINERS, "map")
-        for key, setting in value.items():
-            _check_element(name, key)
-            _check_element(name, setting)
-            compiler_logger.debug("poptorch.Options set %s[%s] to %s", name, key, setting)
-        if name == "lstmOptions" and str(value.get("partialsType", "")).lower() == "half":
-            raise SimulatorUnsupported(
-                "lstmOptions[partialsType]=half", "recurrent layers are simulated with float32 sums only."
-            )
+        _check_element(name, key)
+        _check_element(name, setting)
+        compiler_logger.debug("poptorch.Options set %s[%s] to %s", name, key, setting)
+    if name == "lstmOptions" and str(given.get("partialsType", "")).lower() == "half":
+        raise SimulatorUnsupported(
+            "lstmOptions[partialsType]=half", "recurrent layers are simulated with float32 sums only."
+        )
 
 
-def _check_option(name: str, value: Any, options: Mapping[str, Any]) -> None:
+_MAPPINGS = {"available_memory_proportion": _check_proportions, "patterns": _check_patterns}
+"""Checks of options that are mappings of their own kind."""
+
+
+def _check_mapping(name: str, given: Mapping[Any, Any], options: Options) -> None:
+    otherwise = _check_location if name.startswith("location_") else _check_map
+    _MAPPINGS.get(name, otherwise)(name, given, options)
+
+
+def _check_scalar(name: str, value: Any) -> None:
+    if isinstance(value, bool):
+        _known(name, _BOOLS, "bool")
+    elif isinstance(value, float):
+        _known(name, _FLOATS, "floating point")
+    elif isinstance(value, int):
+        _check_integer(name, value)
+    elif isinstance(value, str):
+        _known(name, _STRINGS, "string")
+    else:
+        raise poptorch_cpp_error(f"Unknown value type {type(value).__name__} for option {name}")
+
+
+def _check_option(name: str, value: Any, options: Options) -> None:
     if isinstance(value, dict):
         _check_mapping(name, value, options)
         return
@@ -256,23 +281,12 @@ def _check_option(name: str, value: Any, options: Mapping[str, Any]) -> None:
             _check_element(name, element)
             compiler_logger.debug("poptorch.Options added %s to %s", element, name)
         return
-    scalar_checks: list[tuple[type, Callable[[], None]]] = [
-        (bool, lambda: _known(name, _BOOLS, "bool")),
-        (float, lambda: _known(name, _FLOATS, "floating point")),
-        (int, lambda: _check_integer(name, value)),
-        (str, lambda: _known(name, _STRINGS, "string")),
-    ]
-    for kind, check in scalar_checks:
-        if isinstance(value, kind):
-            check()
-            break
-    else:
-        raise poptorch_cpp_error(f"Unknown value type {type(value).__name__} for option {name}")
+    _check_scalar(name, value)
     shown = str(value).lower() if isinstance(value, bool) else int(value) if isinstance(value, int) else value
     compiler_logger.debug("poptorch.Options set %s to value %s", name, shown)
 
 
-def validate(options: Mapping[str, Any]) -> None:
+def validate(options: Options) -> None:
     """Check and log the dict of `Options.toDict`.
 
     Raises Error for a name that is no option or a value that is out of its range.
