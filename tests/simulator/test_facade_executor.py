@@ -90,6 +90,7 @@ def test_reading_a_weight_fetches_it_and_copies_are_plain() -> None:
 def test_a_model_is_unwrapped_for_a_while_as_optimum_graphcore_does() -> None:
     model = Classifier()
     trained = poptorch.trainingModel(model)
+    assert isinstance(trained, poptorch._poplar_executor.PoplarExecutor)
     trained(*_data(4))
     poptorch._impl.unwrapModelIfNecessary(model)
     assert type(model) is Classifier and type(model.seen) is torch.Tensor

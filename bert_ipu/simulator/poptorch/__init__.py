@@ -9,14 +9,14 @@ forward     what may be called in one: `ops`, `torch_operators`, `blocks`, `stra
 options     `options`, `model_options`, `options_dict`, `option_groups`, `session_options`, `popart_patterns`, `enums`
 optimizers  `optim`, `optimizer_attributes`, `optimizer_description`, `device_optimizer`
 data        `dataloader`, `accessor`
-rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`; for poptorch_geometric:
+rest        `printing`, `profiling`, `testing`, `poptorch_core`, `_impl`, `_logging`; for other packages:
             `_utils`, `_poplar_executor`
 """
 
 from __future__ import annotations
 
 from ..errors import Error, RecoverableError, SimulatorUnsupported, UnrecoverableError
-from . import _impl, _logging, enums, ops, optim, options, poptorch_core, profiling, testing
+from . import _impl, _logging, _poplar_executor, enums, ops, optim, options, poptorch_core, profiling, testing
 from ._impl import createPoptorchError, isRunningOnIpu
 from ._logging import configure as _configure_logging
 from ._logging import setLogLevel

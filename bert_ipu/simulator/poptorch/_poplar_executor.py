@@ -1,10 +1,13 @@
-"""PopTorch's private module of this name, as far as the package poptorch_geometric uses it."""
+"""PopTorch's private module of this name, as far as other packages use it: poptorch_geometric, Optimum Graphcore."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from . import torch_behaviour
+from .executor import PoplarExecutor
+
+__all__ = ["PoplarExecutor"]
 
 
 class _OverwriteContextManager:
