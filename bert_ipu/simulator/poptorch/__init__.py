@@ -135,6 +135,7 @@ __all__ = [
     "VariableRetrievalMode",
     "__version__",
     "_impl",
+    "_poplar_executor",
     "_logging",
     "cond",
     "createPoptorchError",
