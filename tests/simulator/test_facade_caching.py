@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import multiprocessing
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 import bert_ipu.simulator.poptorch as poptorch
+from bert_ipu.simulator.poptorch import compilation
 
 SOURCE = """
 import torch
@@ -285,6 +287,22 @@ def test_of_several_instances_one_compiles(tmp_path: Path) -> None:
         _compile_as_one_of_several(str(tmp_path / "cache"), n, str(log))
     poptorch.setLogLevel("WARN")
     _check_that_one_compiled(tmp_path, logs)
+
+
+def _die_while_compiling(folder: str) -> None:
+    compilation.compile_program = lambda request: os._exit(3)  # type: ignore[assignment]
+    _compile_as_one_of_several(folder, 0, os.devnull)
+
+
+@pytest.mark.slow
+def test_a_process_killed_while_it_compiled_leaves_nothing_that_matters(tmp_path: Path) -> None:
+    killed = multiprocessing.get_context("spawn").Process(
+        target=_die_while_compiling, args=(str(tmp_path / "cache"),)
+    )
+    killed.start()
+    killed.join(300)
+    assert killed.exitcode == 3
+    test_of_several_instances_one_compiles(tmp_path)
 
 
 @pytest.mark.slow

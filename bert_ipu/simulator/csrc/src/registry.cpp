@@ -170,8 +170,7 @@ const std::string &PreAliasPatternManager::nameOf(const std::type_index &type) {
 void ShapeInferenceFunctions::registerFunction(
     const OperatorIdentifier &opid, ShapeInferenceFunction function) {
   if (!shapeFunctions().insert({opid, std::move(function)}).second)
-    throw error("a shape inference function for {} is already registered",
-                opid);
+    throw error("{} has a function that says its shapes already", opid);
 }
 
 bool ShapeInferenceFunctions::hasFunction(const OperatorIdentifier &opid) {
