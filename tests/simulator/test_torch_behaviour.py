@@ -307,3 +307,36 @@ def test_a_model_in_torch_compile_trains_as_it_was_written(capsys: pytest.Captur
     torch.optim.SGD(plain.parameters(), lr=0.5).step()
     torch.testing.assert_close(model.layer.weight, plain.layer.weight)
     assert "torch.compile has no effect" in capsys.readouterr().err
+
+
+class Filled(nn.Module):
+    """Values written into a tensor of the input's device, as PyTorch Geometric makes dense batches."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        dense = torch.as_tensor(0.5, dtype=x.dtype, device=x.device).repeat(4, 3)
+        dense[torch.as_tensor([2, 0], device=x.device)] = torch.as_tensor(x, device=x.device)
+        return dense
+
+
+def test_as_tensor_makes_tensors_on_the_device_of_another() -> None:
+    x = torch.randn(2, 3)
+    assert torch.equal(poptorch.inferenceModel(Filled())(x), Filled()(x))
+
+
+class WrittenLater(nn.Module):
+    """Tensors that nobody has written, and then are: without a value between."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        made = x.new_empty(x.shape), torch.empty_like(x), torch.empty(2, 3, device=x.device)
+        for empty in made:
+            empty[0] = x[1]
+            empty[1] = x[0]
+        return made
+
+
+def test_memory_that_nobody_has_written_is_no_floating_point_exception() -> None:
+    options = poptorch.Options()
+    options.Precision.enableFloatingPointExceptions(True)
+    x = torch.randn(2, 3)
+    for got, expected in zip(poptorch.inferenceModel(WrittenLater(), options)(x), WrittenLater()(x)):
+        assert torch.equal(got, expected)

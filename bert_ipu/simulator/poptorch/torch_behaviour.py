@@ -76,17 +76,15 @@ def _factory(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
 
 
 def _tensor(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
-    kwargs = _placed(func, kwargs)
-    _check_lists(capture, func, args)
-    if torch.device(kwargs["device"] or "cpu").type != "ipu":
-        return func(*args, **kwargs)
-    # torch fills the tensor through the device's own code, which it has not got for an IPU.
-    return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
+    return _as_tensor(capture, func, args, _placed(func, kwargs))
 
 
 def _as_tensor(capture: Capture, func: Any, args: Args, kwargs: Kwargs) -> Any:
     _check_lists(capture, func, args)
-    return func(*args, **kwargs)
+    if torch.device(kwargs.get("device") or "cpu").type != "ipu" or isinstance(args[0], torch.Tensor):
+        return func(*args, **kwargs)
+    # torch fills the tensor through the device's own code, which it has not got for an IPU.
+    return func(*args, **{**kwargs, "device": "cpu"}).to("ipu")
 
 
 def _check_lists(capture: Capture, func: Any, args: Args) -> None:

@@ -44,7 +44,7 @@ class Emitter:
 
     def operator(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
         """Emit `node` with its operands replaced by names; the results have carriers' dtypes and are rounded."""
-        if not self.numerics.traps:
+        if not self.numerics.traps or node.target in operators.UNINITIALISED:
             return self._operator(node, args, kwargs)
         seen = self.code.emit(exceptions.look, *args, *kwargs.values())
         results = self._operator(node, args, kwargs)

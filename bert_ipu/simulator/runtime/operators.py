@@ -271,6 +271,10 @@ def _cpu_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 else dtype
 
 
+UNINITIALISED = frozenset({aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default})
+"""Make tensors that nobody has written yet: NaN, so that a program that reads them shows it."""
+
+
 def _uninitialised(
     shape: list[int], *, dtype: torch.dtype | None = None, device: Any = None, **_: Any
 ) -> Tensor:
