@@ -8,6 +8,10 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
+from bert_ipu.simulator.__main__ import main
+
 PROJECT = Path(__file__).parents[2]
 
 PROGRAM = """
@@ -25,10 +29,12 @@ print(subprocess.run([sys.executable, "-c", child], capture_output=True, text=Tr
 """
 
 
-def _run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, folder: Path, given: str = "") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "bert_ipu.simulator", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
+    return subprocess.run(
+        command, capture_output=True, text=True, cwd=folder, env=environment, timeout=120, input=given
+    )
 
 
 def test_an_unmodified_program_runs_with_its_arguments(tmp_path: Path) -> None:
@@ -41,7 +47,60 @@ def test_an_unmodified_program_runs_with_its_arguments(tmp_path: Path) -> None:
 def test_a_missing_script_is_one_message_and_status_2(tmp_path: Path) -> None:
     done = _run("nowhere.py", folder=tmp_path)
     assert done.returncode == 2
-    assert "nowhere.py does not exist" in done.stderr and "Traceback" not in done.stderr
+    assert "'nowhere.py' does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["-O", "program.py"], "options of Python stand before its -m"),
+        (["folder"], "'folder' is a folder without a __main__.py"),
+        (["-m", "nowhere.deep"], "There is no module 'nowhere.deep'"),
+        (["-m", "folder/program"], "There is no module 'folder/program'"),
+        (["-m", "..folder"], "There is no module '..folder'"),
+        (["-m", "folder"], "'folder' is a package without a __main__ module"),
+    ],
+)
+def test_nothing_to_run_is_named(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "__init__.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", list(sys.argv))
+    monkeypatch.setenv("PYTHONPATH", "")
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+    sys.modules.pop("folder", None)
+
+
+@pytest.mark.parametrize("program", ["raise KeyError('mine')", "def f(:"])
+def test_errors_of_a_program_are_shown_as_python_shows_them(program: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(program)
+    plain = subprocess.run([sys.executable, "broken.py"], capture_output=True, text=True, cwd=tmp_path)
+    ours = _run("broken.py", folder=tmp_path)
+    assert ours.returncode == plain.returncode == 1
+    assert ours.stderr.replace(str(tmp_path) + os.sep, "") == plain.stderr.replace(str(tmp_path) + os.sep, "")
+
+
+FROM_NO_FILE = """
+import pickle, sys, poptorch
+class Own: pass
+assert type(pickle.loads(pickle.dumps(Own()))) is Own and __name__ == "__main__"
+print(sys.argv[1:], poptorch.Options().device_iterations)
+"""
+
+
+def test_a_program_can_come_from_standard_input_a_pipe_or_the_command_line(tmp_path: Path) -> None:
+    """Of a pipe nothing was run: runpy reads a file twice."""
+    for arguments in (["/dev/stdin"], ["-c", FROM_NO_FILE]):
+        done = _run(*arguments, "more", folder=tmp_path, given=FROM_NO_FILE)
+        assert done.stdout.strip() == "['more'] 1", done.stderr
 
 
 LOADING = """
