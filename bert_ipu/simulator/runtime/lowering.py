@@ -18,11 +18,11 @@ from bert_ipu.simulator.graph import ops
 from bert_ipu.simulator.graph.ir import Subgraph, mutated
 from bert_ipu.simulator.runtime import exceptions, losses, operators
 from bert_ipu.simulator.runtime.custom import CUSTOM
-from bert_ipu.simulator.runtime.instructions import Code, Instruction, Name, generate, remove_unused
+from bert_ipu.simulator.runtime.instructions import RUN, Code, Instruction, Name, generate, remove_unused
 from bert_ipu.simulator.runtime.native import Kernels
 from bert_ipu.simulator.runtime.numerics import Numerics
 from bert_ipu.simulator.runtime.rounding import round_half, round_half_stochastic
-from bert_ipu.simulator.runtime.selection import DRAWS, all_half, select, select_matmul
+from bert_ipu.simulator.runtime.selection import DRAWS, Call, Selector, all_half
 
 aten = torch.ops.aten
 
@@ -42,6 +42,9 @@ class Emitter:
     saved: dict[tuple[Any, Any], Name] = field(default_factory=dict)
     """The log-sum-exp of each (scores, labels), which the gradient of their cross-entropy reads again."""
 
+    def __post_init__(self) -> None:
+        self._selector = Selector(self.numerics, self.kernels)
+
     def operator(self, node: fx.Node, args: Sequence[Any], kwargs: dict[str, Any]) -> Result:
         """Emit `node` with its operands replaced by names; the results have carriers' dtypes and are rounded."""
         if not self.numerics.traps or node.target in operators.UNINITIALISED:
@@ -55,7 +58,7 @@ class Emitter:
         fused = self._loss(node, args)
         if fused is not None:
             return fused
-        function, args = select(self, node, [self.constant(value) for value in args])
+        function, args = self._call(node, [self.constant(value) for value in args])
         kwargs = {key: self.constant(value) for key, value in kwargs.items()}
         if self.device.type != "cpu" and (_makes_from_nothing(node) or _runs_on_host(node)):
             kwargs["device"] = self.device
@@ -94,9 +97,23 @@ class Emitter:
             return self.code.emit(losses.argmax_rows, args[0], self.kernels)
         return None
 
+    def _call(self, node: fx.Node, args: list[Any]) -> Call:
+        """What computes a node; loops and branches get their bodies, indices are as ATen wants them."""
+        if node.target is ops.for_loop:
+            return _loop(self.subroutine(args[0])), [RUN, *args[1:]]
+        if node.target is ops.cond:
+            return _branch(self.subroutine(args[1]), self.subroutine(args[2])), [RUN, args[0], *args[3:]]
+        special = self._selector.special(node, args)
+        if special is not None:
+            return special
+        for position in operators.LONG_ARGUMENTS.get(operators.operator_name(node.target), ()):
+            if position < len(args) and args[position] is not None:
+                args[position] = self.code.emit(operators.as_long, args[position])
+        return operators.implementation(node.target), args
+
     def matmul(self, node: fx.Node, left: Name, right: Name) -> Name:
         """Emit a product of matrices, or of batches of them."""
-        function, args = select_matmul(self, node, [left, right])
+        function, args = self._selector.matmul(node, [left, right])
         return self.code.emit(function, *args, label=_label(node))
 
     def constant(self, value: Any) -> Any:
@@ -183,6 +200,23 @@ def _resolve(value: Any, env: dict[fx.Node, Any]) -> Any:
     if isinstance(value, dict):
         return {key: _resolve(item, env) for key, item in value.items()}
     return value
+
+
+def _loop(body: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    def run_loop(run: Any, count: int, *inputs: Tensor, carried: int) -> tuple[Any, ...]:
+        values = inputs
+        for _ in range(count):
+            values = (*body(run, *values)[:carried], *values[carried:])
+        return values[:carried]
+
+    return run_loop
+
+
+def _branch(then: Callable[..., Any], other: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    def run_branch(run: Any, predicate: Tensor, *inputs: Tensor) -> tuple[Any, ...]:
+        return tuple((then if bool(predicate) else other)(run, *inputs))
+
+    return run_branch
 
 
 def is_rounded(node: fx.Node) -> bool:
