@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
-from bert_ipu.simulator.runtime import losses, optimizer_ops
+from bert_ipu.simulator.native import build
+from bert_ipu.simulator.runtime import losses, native, optimizer_ops
 from bert_ipu.simulator.runtime.fused_adam import adam_kernel
 from bert_ipu.simulator.runtime.native import Kernels, load_kernels
 
@@ -29,6 +31,32 @@ def test_the_kernels_share_torch_threads() -> None:
     names = {line.split("/")[-1] for line in maps.splitlines() if "gomp" in line or "libomp" in line}
     load_kernels()
     assert len(names) == 1
+
+
+def test_a_library_that_was_cut_off_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader maps what the header names, and dies where the file ends before."""
+    whole = build.build_kernels()
+    monkeypatch.setenv(build.CACHE_VARIABLE, str(tmp_path))
+    copy = tmp_path / whole.name
+    copy.write_bytes(whole.read_bytes())
+    compiler = tmp_path / "compiler"
+    compiler.write_text("#!/bin/sh\necho 'note: first' >&2; echo 'fatal error: no space' >&2; exit 3")
+    compiler.chmod(0o755)
+    monkeypatch.setenv(build.CODELET_COMPILER_VARIABLE, str(compiler))
+    assert build.build_kernels() == copy  # as it is
+    for length in (copy.stat().st_size - 1, 1000, 10, 0):
+        os.truncate(copy, length)
+        with pytest.raises(build.BuildError, match=r"^.*compiler ended with status 3: fatal error: no space\n"):
+            build.build_kernels()
+    assert not list(tmp_path.glob("*.objects"))
+
+
+def test_a_library_of_other_kernels_is_said_and_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(native, "build_kernels", lambda: Path(torch._C.__file__))
+    assert native.load_kernels.__wrapped__() is None
+    assert "plain torch runs instead" in caplog.text and "undefined symbol" in caplog.text
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])

@@ -16,6 +16,7 @@ import hashlib
 import os
 import platform
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -87,7 +88,7 @@ def build_runtime(jobs: int | None = None) -> Path:
     flags = _extra_flags()
     sources = sorted((CSRC / "src").glob("*.cpp"))
     library = _cached(Path(_digest([*sources, *_headers()], [*RUNTIME_FLAGS, *flags])) / RUNTIME_NAME)
-    if library.exists():
+    if _is_whole(library):
         return library
     folder = library.parent
     folder.mkdir(parents=True, exist_ok=True)
@@ -152,7 +153,7 @@ def compile_library(
         )
         key = _digest(neighbours, [*map(str, sources), *flags])
         output = writable_folder(build_runtime()) / "ops" / key / f"lib{sources[0].stem}.so"
-        if output.exists():
+        if _is_whole(output):
             return output
     output.parent.mkdir(parents=True, exist_ok=True)
     _run_into(command, output)
@@ -167,7 +168,7 @@ def build_kernels() -> Path:
     files = sorted(KERNELS.glob("*.[ch]pp"))
     key = _digest(files, [*KERNEL_FLAGS, platform.machine(), _cpu_flags()])
     library = _cached(Path(f"kernels-{key}.so"))
-    if library.exists():
+    if _is_whole(library):
         return library
     folder = library.with_suffix(f".{os.getpid()}.objects")
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,11 +178,26 @@ def build_kernels() -> Path:
         _run_into([compiler(), *KERNEL_FLAGS, "-c", str(source)], target)
         return target
 
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        objects = list(pool.map(compiled, [file for file in files if file.suffix == ".cpp"]))
-    _run_into([compiler(), "-shared", *map(str, objects)], library)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            objects = list(pool.map(compiled, [file for file in files if file.suffix == ".cpp"]))
+        _run_into([compiler(), "-shared", *map(str, objects)], library)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     return library
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether a library is there, as long as its ELF header says: loading one that was cut off kills the process."""
+    if not library.exists():
+        return False
+    with library.open("rb") as file:
+        header = file.read(64)
+    if len(header) < 64 or not header.startswith(b"\x7fELF\x02\x01"):
+        return len(header) == 64  # What is not of 64 bits and little-endian is the loader's to judge.
+    (sections,) = struct.unpack_from("<Q", header, 40)
+    size, count = struct.unpack_from("<HH", header, 58)
+    return library.stat().st_size >= sections + size * count
 
 
 def _cpu_flags() -> str:
@@ -217,7 +233,12 @@ def _run_into(command: list[str], target: Path) -> None:
     result = subprocess.run([*command, "-o", str(temporary)], capture_output=True, text=True, check=False)
     if result.returncode != 0:
         temporary.unlink(missing_ok=True)
-        raise BuildError(f"{' '.join(command)}\n{result.stderr.strip()}")
+        said = result.stderr.strip().splitlines() or ["no message"]
+        reason = next((line for line in said if "error" in line), said[-1])
+        first = f"{command[0]} ended with status {result.returncode}: {reason}"
+        raise BuildError("\n".join([first, " ".join(command), *said]))
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.rename(target)
 
 

@@ -72,7 +72,7 @@ def load_kernels() -> Kernels | None:
     torch.get_num_threads()  # torch's OpenMP library must be in the process before ours looks for its symbols
     try:
         return Kernels(build_kernels())
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, AttributeError) as error:  # The last of a library of other kernels.
         logger.warning(
             "C++ kernels are not available, plain torch runs instead: %s", str(error).strip().split("\n")[0]
         )
