@@ -12,7 +12,7 @@ from . import profiling
 from ._logging import logger
 from .accessor import AsynchronousDataAccessor
 from .enums import DataLoaderMode
-from .options import Options
+from .options import Options, micro_batches_of_a_call
 from .options_dict import require
 from .structure import combined_batches
 
@@ -109,7 +109,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             batch_size = getattr(batch_sampler, "batch_size", batch_size)
         options._freeze()
         self._options = options
-        self._set_batch_sizes(batch_size)
+        self._batches_to_combine = micro_batches_of_a_call(options)
+        self._combined_batch_size = None if batch_size is None else batch_size * self._batches_to_combine
         drop_remainder = bool(drop_last)
         self.rebatched_drop_last = self.batch_sampler_drop_last = drop_remainder
         if isinstance(dataset, torch.utils.data.IterableDataset):
@@ -123,14 +124,8 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             )
         self._shuffle_share = shuffled_share
 
-        size = 1 if self._is_user_batch_sampler_set else self._combined_batch_size
         rebatched_size = self._rebatched_size(mode, drop_remainder)
-        if rebatched_size is not None and rebatched_worker_size is not None:
-            assert 1 <= rebatched_worker_size <= rebatched_size, (
-                f"rebatched_worker_size is {rebatched_worker_size}; it must be 1 or more, and a call takes "
-                f"{rebatched_size}, which is the most"
-            )
-            size = rebatched_worker_size
+        size = self._loaded_size(rebatched_size, rebatched_worker_size)
         by_batch = batch_sampler is None and size is not None
         super().__init__(
             dataset,
@@ -152,14 +147,6 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
             "async_options has a rebatched_size, which the DataLoader works out from batch_size and its options"
         )
         return AsynchronousDataAccessor(self, **async_options, rebatched_size=rebatched_size)
-
-    def _set_batch_sizes(self, batch_size: int | None) -> None:
-        options = self._options
-        input_groups = options.replication_factor // options.input_group_size
-        self._batches_to_combine = (
-            options.device_iterations * input_groups * options.Training.gradient_accumulation
-        )
-        self._combined_batch_size = None if batch_size is None else batch_size * self._batches_to_combine
 
     def _check_iterable(
         self, auto_distributed_partitioning: bool, num_workers: int, kwargs: dict[str, Any]
@@ -218,6 +205,16 @@ class DataLoader(torch.utils.data.DataLoader[Any]):
         ):
             return self._combined_batch_size
         return None
+
+    def _loaded_size(self, rebatched_size: int | None, rebatched_worker_size: int | None) -> int | None:
+        """Rows that torch's DataLoader puts together: a call's, or what a worker makes calls of."""
+        if rebatched_size is None or rebatched_worker_size is None:
+            return 1 if self._is_user_batch_sampler_set else self._combined_batch_size
+        assert 1 <= rebatched_worker_size <= rebatched_size, (
+            f"rebatched_worker_size is {rebatched_worker_size}; it must be 1 or more, and a call takes "
+            f"{rebatched_size}, which is the most"
+        )
+        return rebatched_worker_size
 
     @property
     def leaves_incomplete_batch(self) -> bool:

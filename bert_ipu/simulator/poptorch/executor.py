@@ -19,7 +19,7 @@ from .device_optimizer import DeviceOptimizer
 from .enums import ConnectionType
 from .model_options import own_options
 from .optim import SGD
-from .options import Options
+from .options import Options, micro_batches_of_a_call
 from .printing import module_repr
 from .replica_grouping import GroupableParameter, Grouping
 from .session import Session
@@ -237,8 +237,7 @@ class PoplarExecutor:
                 "An input has requires_grad=True; it is detached, as no gradient goes through inputs."
             )
             tensor = tensor.detach()
-        groups = options.replication_factor // options.input_group_size
-        micro_batches = options.device_iterations * groups * options.Training.gradient_accumulation
+        micro_batches = micro_batches_of_a_call(options)
         rows = tensor.shape[0] if tensor.dim() else 1
         assert rows % micro_batches == 0, (
             f"An input of shape {list(tensor.shape)} has {rows} rows, which do not divide among {micro_batches} "

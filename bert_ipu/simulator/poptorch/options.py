@@ -432,3 +432,9 @@ class Options(OptionsDict):
         groups = [name for name in dir(type(self)) if isinstance(getattr(type(self), name), property)]
         shown = {**self._values, **{name: getattr(self, name) for name in groups}}
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+
+def micro_batches_of_a_call(options: Options) -> int:
+    """Micro-batches of different inputs that one call of a model takes: replicas of an input group share theirs."""
+    input_groups: int = options.replication_factor // options.input_group_size
+    return options.device_iterations * input_groups * options.Training.gradient_accumulation  # type: ignore[no-any-return]
