@@ -197,7 +197,7 @@ def _is_whole(library: Path) -> bool:
         return len(header) == 64  # What is not of 64 bits and little-endian is the loader's to judge.
     (sections,) = struct.unpack_from("<Q", header, 40)
     size, count = struct.unpack_from("<HH", header, 58)
-    return library.stat().st_size >= sections + size * count
+    return bool(library.stat().st_size >= sections + size * count)
 
 
 def _cpu_flags() -> str:
