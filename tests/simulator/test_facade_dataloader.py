@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -229,3 +230,15 @@ def test_batches_that_differ_do_not_fill_a_slot_in_part(batches: list[Any], capf
 def test_an_accessor_has_at_least_one_slot() -> None:
     with pytest.raises(AssertionError, match="buffer_size is 0"):
         poptorch.AsynchronousDataAccessor(ROWS, buffer_size=0)
+
+
+class Killed(Numbers):
+    def __getitem__(self, index: int) -> Any:
+        if index == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().__getitem__(index)
+
+
+def test_a_worker_that_was_killed_is_said_to_be() -> None:
+    with pytest.raises(AssertionError, match="was killed by SIGKILL"):
+        list(poptorch.AsynchronousDataAccessor(Killed(8), sharing_strategy=poptorch.SharingStrategy.Fork))

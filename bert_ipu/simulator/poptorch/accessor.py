@@ -11,6 +11,7 @@ import contextlib
 import enum
 import os
 import pickle
+import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -367,7 +368,7 @@ class _WorkerHandle:
         pauses = _pauses(1e-5)
         while not ring.is_full():
             assert self._process.exitcode is None, (
-                f"AsynchronousDataAccessor: its worker ended with status {self._process.exitcode}; the error is above"
+                f"AsynchronousDataAccessor: its worker {_ending(self._process.exitcode)}"
             )
             time.sleep(next(pauses))
         self._used = True
@@ -395,6 +396,13 @@ class _WorkerHandle:
         if self._process.exitcode is None:
             self._process.terminate()
             self._process.join()
+
+
+def _ending(status: int) -> str:
+    """How a process ended, by its exit status."""
+    if status < 0:
+        return f"was killed by {signal.Signals(-status).name}, as the system does where memory runs out"
+    return f"ended with status {status}; the error is above"
 
 
 _START_METHODS = {SharingStrategy.Fork: "fork", SharingStrategy.ForkServer: "forkserver"}
