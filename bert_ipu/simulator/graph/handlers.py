@@ -28,7 +28,7 @@ Handler = Callable[["Capture", OpOverload, Args, Kwargs], Any]
 
 def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """`Tensor.to` and its kin: a constant enters, a dtype changes, nothing leaves."""
-    tensor, bound = args[0], _bind(func, args, kwargs)
+    tensor, bound = args[0], normalise.named(func, args, kwargs)
     dtype, device = bound.get("dtype"), bound.get("device")
     if isinstance(bound.get("other"), torch.Tensor):
         dtype, device = bound["other"].dtype, bound["other"].device
@@ -43,11 +43,6 @@ def _to(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
         copies = bound.get("copy") or func is aten._to_copy.default
         return capture.copy_of(tensor) if copies else capture.as_given(tensor)
     return capture.record(aten._to_copy.default, (tensor,), {"dtype": dtype})
-
-
-def _bind(func: OpOverload, args: Args, kwargs: Kwargs) -> Kwargs:
-    names = [argument.name for argument in func._schema.arguments]
-    return {**dict(zip(names, args)), **kwargs}
 
 
 def _copy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
@@ -101,7 +96,7 @@ def _reshape_in_place(capture: Capture, func: OpOverload, args: Args, kwargs: Kw
 
 def _slice(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """A slice of everything, which indexing makes of every `:`, is no operator."""
-    bound = _bind(func, args, kwargs)
+    bound = normalise.named(func, args, kwargs)
     size = args[0].size(bound.get("dim", 0))
     start, end, step = bound.get("start") or 0, bound.get("end"), bound.get("step", 1)
     whole = start in (0, -size) and (end is None or end >= size) and step == 1
@@ -109,13 +104,13 @@ def _slice(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> An
 
 
 def _as_strided(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    bound = _bind(func, args, kwargs)
+    bound = normalise.named(func, args, kwargs)
     same = normalise.only_restrides(args[0], bound["size"], bound["stride"], bound.get("storage_offset"))
     return args[0] if same else capture.record(func, args, kwargs)
 
 
 def _dropout(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
-    bound = _bind(func, args, kwargs)
+    bound = normalise.named(func, args, kwargs)
     if not bound["train"] or bound["p"] == 0:
         return capture.copy_of(bound["input"])
     return capture.record(aten.dropout.default, (bound["input"], bound["p"], True), {})
@@ -125,7 +120,7 @@ def _group_norm(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) 
     """With strided groups, group g of n has the channels g, g + n, g + 2n, ... (`popnn/GroupNorm.hpp`)."""
     if not capture.strided_channel_groups:
         return capture.record(func, args, kwargs)
-    bound = _bind(func, args, kwargs)
+    bound = normalise.named(func, args, kwargs)
     groups, size = bound["group"], bound["C"] // bound["group"]
 
     def transposed(tensor: Any, dim: int, rows: int, columns: int) -> Any:
@@ -152,7 +147,7 @@ _UNCHECKED_DIMS = (
 
 def _along_dim(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """What says the shapes of these operators' results does not look whether the operand has the dimension."""
-    tensor, dim = args[0], _bind(func, args, kwargs).get("dim", -1)
+    tensor, dim = args[0], normalise.named(func, args, kwargs).get("dim", -1)
     canonicalize_dim(tensor.dim(), dim)  # Raises IndexError, as torch does when they are computed.
     return capture.record(func, args, kwargs)
 
@@ -166,7 +161,7 @@ _CONVOLUTIONS = (
 
 def _convolution(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """In the input's floating-point type, as PopTorch casts weight and bias (`castWeightAndBias`)."""
-    bound = _bind(func, args, kwargs)
+    bound = normalise.named(func, args, kwargs)
     dtype = bound["input"].dtype
     for name in ("weight", "bias"):
         operand = bound.get(name)
@@ -177,7 +172,7 @@ def _convolution(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs)
 
 def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """One loss, where classes are numbers; otherwise what torch makes of it, of which only `nll_loss` is a loss."""
-    bound = _bind(func, args, kwargs)
+    bound = normalise.named(func, args, kwargs)
     if bound.get("label_smoothing") or bound["target"].dtype.is_floating_point:
         return capture.decompose(func, args, kwargs)
     loss = capture.record(func, args, kwargs)
@@ -187,7 +182,7 @@ def _cross_entropy(capture: Capture, func: OpOverload, args: Args, kwargs: Kwarg
 
 def _product(capture: Capture, func: OpOverload, args: Args, kwargs: Kwargs) -> Any:
     """Operands of several types meet in the widest one; the result has the first one's, as in PopTorch."""
-    operands = list(_bind(func, args, kwargs).values())
+    operands = list(normalise.named(func, args, kwargs).values())
     tensors = [operand for operand in operands if isinstance(operand, torch.Tensor)]
     widest = functools.reduce(torch.promote_types, [tensor.dtype for tensor in tensors])
     if all(tensor.dtype == widest for tensor in tensors):

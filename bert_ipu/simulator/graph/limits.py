@@ -90,9 +90,8 @@ def numbers_lost(program: Program) -> Iterator[str]:
 
 def _arguments(func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
     """All arguments of a call by name."""
-    schema = func._schema.arguments
-    defaults = {argument.name: argument.default_value for argument in schema}
-    return {**defaults, **dict(zip((argument.name for argument in schema), args)), **kwargs}
+    defaults = {argument.name: argument.default_value for argument in func._schema.arguments}
+    return {**defaults, **normalise.named(func, args, kwargs)}
 
 
 def _are_constant(capture: Capture, operands: Iterable[Any]) -> bool:

@@ -6,9 +6,9 @@ and `out=` operators become their functional forms; some are rewritten by hand (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch._ops import OpOverload
@@ -81,6 +81,11 @@ _FUNCTIONAL_NAMES = {
 }
 
 
+def named(func: OpOverload, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments that a call gives, by their names in the operator's schema."""
+    return {**dict(zip((argument.name for argument in func._schema.arguments), args)), **kwargs}
+
+
 @cache
 def is_composite(target: OpOverload) -> bool:
     """Whether an operator is defined by others and is to be decomposed into them."""
@@ -125,7 +130,9 @@ def functional_form(target: OpOverload) -> Optional[OpOverload]:
     return next(iter(named or fitting), None)
 
 
-def only_restrides(tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: Optional[int]) -> bool:
+def only_restrides(
+    tensor: torch.Tensor, size: Sequence[int], stride: Sequence[int], offset: Optional[int]
+) -> bool:
     """Whether `as_strided` leaves all elements in place, as where average pooling to one value says "channels last"."""
     same = tuple(size) == tuple(tensor.shape) and offset in (None, tensor.storage_offset())
     return same and all(n == 1 or new == old for n, new, old in zip(size, stride, tensor.stride()))

@@ -77,7 +77,9 @@ def _section(node: fx.Node) -> str:
 
 def _place(node: fx.Node) -> str:
     named = {"ipu": "IPU", "stage": "stage", "phase": "phase"}
-    said = [f"{name} {node.meta[key]}" for key, name in named.items() if node.meta.get(key, -1) not in (None, -1)]
+    said = [
+        f"{name} {node.meta[key]}" for key, name in named.items() if node.meta.get(key, -1) not in (None, -1)
+    ]
     return ", ".join(said) or "IPU 0"
 
 

@@ -26,6 +26,7 @@ NUMBER = 4
 TILE_ROWS, TILE_COLUMNS = 4, 32
 """Of the result, what one group of random words rounds once."""
 
+
 class _Product(ctypes.Structure):
     """The kernel's `PartialsProduct`; strides count elements."""
 
