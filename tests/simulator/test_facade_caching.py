@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import logging
 import multiprocessing
@@ -240,6 +241,23 @@ def test_a_damaged_entry_is_said_and_replaced(
     assert f"miss: {entry} cannot be used" in text and "damaged" in text and "kept as" in text
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert "hit" in train(nets.Net())[1]
+
+
+def test_on_a_full_disk_a_model_runs_and_is_not_kept(
+    nets: ModuleType, train: Callable[..., Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected, _ = train(nets.Net())
+    (entry,) = _entries(tmp_path)
+    entry.unlink()
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    found, text = train(nets.Net())
+    assert "not kept" in text and "No space left" in text and not _entries(tmp_path)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -65,6 +65,27 @@ def test_a_loaded_executable_runs_without_the_forward(tmp_path: Path) -> None:
     assert Counted.entered == before
 
 
+def test_what_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    executor = poptorch.inferenceModel(Counted().eval(), _options())
+    executor(X)
+    (tmp_path / "folder" / "model.poptorch").mkdir(parents=True)
+    for path, reason in (("/dev/null/model", "is a file"), (str(tmp_path / "folder"), "cannot be written: Is a dir")):
+        with pytest.raises((poptorch.Error, AssertionError), match=reason):
+            executor.save(path)
+    assert not list((tmp_path / "folder").glob(".*"))
+
+
+def test_a_model_that_cannot_be_pickled_is_saved_without(tmp_path: Path) -> None:
+    class Local(Counted):
+        pass
+
+    executor = poptorch.inferenceModel(Local().eval(), _options())
+    executor(X)
+    with pytest.raises(poptorch.Error, match=r"cannot be pickled: .*Local.*export_model=False"):
+        executor.save(str(tmp_path / "model.poptorch"))
+    executor.save(str(tmp_path / "model.poptorch"), export_model=False)
+
+
 def test_nested_results_come_back(tmp_path: Path) -> None:
     path = str(tmp_path / "model.poptorch")
     torch.manual_seed(1)

@@ -96,11 +96,14 @@ class _Entry:
             contents = write_captured(captured)
         except (NoFingerprint, NotSerializable) as obstacle:
             obstacles = [str(obstacle)]
+        if not obstacles:
+            try:
+                path = self._cache.store(self._name, self._key, dependencies, contents)
+                logger.info("Executable cache: kept as %s", path)
+            except OSError as error:
+                obstacles = [f"{self._cache.folder} cannot be written to ({error.strerror})"]
         if obstacles:
             logger.warning("Executable cache: this executable is not kept: %s", "; ".join(obstacles[:3]))
-        else:
-            path = self._cache.store(self._name, self._key, dependencies, contents)
-            logger.info("Executable cache: kept as %s", path)
         return captured
 
 

@@ -57,21 +57,34 @@ class Saved:
 
 
 def save(filename: str, saved: Saved) -> None:
-    """Write a file; a folder gets a file `model.poptorch`."""
+    """Write a file; a folder gets a file `model.poptorch`. Raises Error where it cannot be written, or pickled."""
     if os.path.isdir(filename):
         folder, filename = filename, os.path.join(filename, "model.poptorch")
         logger.warning("save(): %s is a folder; the model goes to %s", folder, filename)
     folder = os.path.dirname(os.path.abspath(filename))
     assert not os.path.exists(folder) or os.path.isdir(folder), f"save(): {folder} is a file, not a folder"
-    os.makedirs(folder, exist_ok=True)
     contents = _program(saved)
     contents.headers["version"] = saved.version
     contents.documents.update(_inputs_document(saved.inputs))
     if saved.model is not None:
-        contents.documents["model"] = pickle.dumps(saved.model, protocol=4)
+        contents.documents["model"] = _pickled(saved.model)
     if saved.rng_state is not None:
         contents.headers["rng_state"] = json.dumps(saved.rng_state)
-    container.write(Path(filename), contents)
+    try:
+        os.makedirs(folder, exist_ok=True)
+        container.write(Path(filename), contents)
+    except OSError as error:
+        raise poptorch_error(f"save(): {filename} cannot be written: {error.strerror}.") from error
+
+
+def _pickled(model: SavedModel) -> bytes:
+    try:
+        return pickle.dumps(model, protocol=4)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise poptorch_error(
+            f"save(): the model cannot be pickled: {error}. export_model=False writes its executable alone, for "
+            "loadExecutable()."
+        ) from error
 
 
 def _program(saved: Saved) -> Contents:
