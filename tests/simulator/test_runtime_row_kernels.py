@@ -119,6 +119,27 @@ def test_a_width_that_random_words_do_not_divide(kernels: Kernels, draws: Draws)
 
 
 @TYPES
+def test_the_gradient_of_such_a_width(
+    kernels: Kernels, draws: Draws, dtype: torch.dtype, tolerance: float
+) -> None:
+    """Torch computes it where a dropout follows, of means that the kernel kept in float32."""
+    x, residual, gradient = (torch.randn(2, 5, 50).to(dtype) for _ in range(3))
+    weight, bias = torch.randn(50).to(dtype), torch.randn(50).to(dtype)
+    total, _, mean, rstd = row_kernels.add_norm(x, residual, weight, bias, 1e-3, None, None, kernels)
+    exact = [value.float().requires_grad_() for value in (total, weight, bias)]
+    torch.nn.functional.layer_norm(exact[0], (50,), exact[1], exact[2], 1e-3).backward(gradient.float())
+    dropping = Dropping(3, 0.5)
+    *found, dropped = row_kernels.norm_grad(
+        gradient, None, total, mean, rstd, weight, bias, dropping, draws, kernels
+    )
+    assert exact[0].grad is not None
+    near(dropped, exact[0].grad * kept(x, dropping, draws), 8 * tolerance)
+    for ours, theirs in zip(found, exact):
+        assert ours.dtype == dtype and theirs.grad is not None
+        near(ours, theirs.grad, 4 * tolerance)
+
+
+@TYPES
 def test_gelu(kernels: Kernels, dtype: torch.dtype, tolerance: float) -> None:
     x = torch.linspace(-12, 12, 20_001).to(dtype)
     exact = x.double().requires_grad_()

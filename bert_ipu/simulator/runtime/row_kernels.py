@@ -207,9 +207,14 @@ def _norm_grad_in_torch(
     dropping: Dropping | None, draws: Draws | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     gradient = gradient if other is None else gradient + other
-    out, weight_grad, bias_grad = aten.native_layer_norm_backward(
-        gradient, x, list(weight.shape), mean, rstd, weight, bias, [True, True, True]
+    operands: tuple[Tensor, ...] = (gradient, x, mean, rstd, weight, bias)
+    if mean.dtype != x.dtype:  # as the kernel keeps it of bf16 rows, where torch wants one dtype
+        operands = tuple(operand.float() for operand in operands)
+    gradient, wide, mean, rstd, *parameters = operands
+    made = aten.native_layer_norm_backward(
+        gradient, wide, list(weight.shape), mean, rstd, *parameters, [True, True, True]
     )
+    out, weight_grad, bias_grad = (each.to(x.dtype) for each in made)
     if dropping is None or draws is None:
         return out, weight_grad, bias_grad, out
     return out, weight_grad, bias_grad, random.dropout(out, dropping.p, draws, dropping.op)
