@@ -2,8 +2,7 @@
 
 CLONE is a clone of graphcore/poptorch, bare or not.  Every program of `docs/user_guide/` and `examples/` runs
 with `python -m bert_ipu.simulator` in a folder of its own; the table says how each ended.  Returns 1 where one
-fails that downloads nothing.  `--tutorials` names a clone of graphcore/examples, whose tutorials on data loading
-run as well.
+fails that downloads nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +27,6 @@ NEED_DOWNLOADS = {
     "examples/bert_ipu.py": "weights of the Hugging Face hub",
     "examples/mnist.py": "MNIST",
 }
-DATA_LOADING = "tutorials/tutorials/pytorch/efficient_data_loading"
 
 
 @dataclass(frozen=True)
@@ -65,7 +63,6 @@ def main() -> int:
     """Runs the programs, prints the table, and returns 1 where one fails that should run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clone", type=Path, required=True, help="a clone of graphcore/poptorch")
-    parser.add_argument("--tutorials", type=Path, help="a clone of graphcore/examples")
     parser.add_argument("--timeout", type=float, default=600, help="seconds for a program")
     parser.add_argument("names", nargs="*", help="only programs with one of these in their path")
     arguments = parser.parse_args()
@@ -73,13 +70,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         programs = [
-            path for name in ("docs/user_guide", "examples") for path in programs_of(arguments.clone, name, folder)
+            path
+            for name in ("docs/user_guide", "examples")
+            for path in programs_of(arguments.clone, name, folder)
         ]
         # PopTorch's build puts this file where a program of the guide reads it.
         (folder / "tmp").mkdir()
         shutil.copy(folder / "docs/user_guide/poptorch.conf", folder / "tmp")
-        if arguments.tutorials is not None:
-            programs += programs_of(arguments.tutorials, DATA_LOADING, folder)
         for program in programs:
             if arguments.names and not any(name in str(program) for name in arguments.names):
                 continue

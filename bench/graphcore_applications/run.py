@@ -4,17 +4,16 @@
 
 CLONE is a clone of graphcore/examples, bare or not; DIR a virtual environment, made where it is not there: the
 packages of `requirements.txt`, the torch of this interpreter, and stand-ins (`shims/`) for packages that have nothing
-to do with the IPU: Horovod, wandb, examples_utils, librosa.  NAME is one of those below, or another folder of the clone
-with the tests to run as arguments for pytest.
+to do with the IPU: Horovod, wandb, examples_utils, librosa, torch_scatter.  NAME is one of those below, or another
+folder of the clone with the tests to run as arguments for pytest.  The tutorials have a command of their own,
+`tutorials.py`.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clones import unpack
-
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parents[1]
+from environment import SHIMS, install_beside, make_environment, variables
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,9 @@ class Application:
     folder: str
     tests: tuple[str, ...]
     requirements: tuple[str, ...] = ()
-    """Packages of other versions than `requirements.txt` has."""
+    """Packages of other versions than `requirements.txt` has, or that it has not."""
+    stand_ins: tuple[Path, ...] = ()
+    """Folders with stand-ins for this one only."""
 
 
 APPLICATIONS = {
@@ -50,38 +49,14 @@ APPLICATIONS = {
     # Layers and their gradients on the IPU and on the CPU.
     "conformer": Application("speech/conformer/pytorch", ("tests",)),
     "fastpitch": Application("speech/fastpitch/pytorch", ("tests",)),
+    # A buffer that a training step writes; the layers against PyTorch Geometric's own.
+    "tgn": Application(
+        "gnn/tgn/pytorch",
+        ("test/test_buffer.py", "test/test_tgn.py"),
+        ("torch_geometric==2.3.1", "multiprocess==0.70.15", "dill==0.3.7"),
+        (SHIMS / "tgn",),
+    ),
 }
-
-
-def make_environment(environment: Path) -> None:
-    """Create the virtual environment, with this interpreter's packages after its own."""
-    if (environment / "ready").exists():
-        return
-    subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
-    python = str(environment / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "-q", "-r", str(HERE / "requirements.txt")], check=True)
-    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    packages = environment / "lib" / version / "site-packages"
-    (packages / "zz_checkout.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    (environment / "ready").touch()
-
-
-def install_beside(folder: Path, packages: tuple[str, ...]) -> list[Path]:
-    """A folder for PYTHONPATH with packages that stand before the environment's; none where none are asked for."""
-    if packages and not folder.exists():
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "--no-deps",
-            "--target",
-            str(folder),
-            *packages,
-        ]
-        subprocess.run(command, check=True)
-    return [folder] if packages else []
 
 
 def main() -> int:
@@ -101,28 +76,15 @@ def main() -> int:
     environment = arguments.environment.resolve()
     make_environment(environment)
     beside = install_beside(environment / "beside" / arguments.application, application.requirements)
-    # `importable` makes the facades poptorch, popdist and popart in every process that has it on its path.
-    paths = (*beside, HERE / "shims", ROOT, ROOT / "bert_ipu" / "simulator" / "importable")
-    variables = {
-        **os.environ,
-        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join(map(str, paths)),
-        "HF_HUB_OFFLINE": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-    }
     with tempfile.TemporaryDirectory() as temporary:
         folder = unpack(arguments.clone, application.folder, Path(temporary))
-        command = [
-            "python",
-            "-m",
-            "pytest",
-            "-v",
-            "--durations=0",
-            "-W",
-            "ignore",
-            *(wanted or application.tests),
-        ]
-        return subprocess.run(command, cwd=folder, env=variables, check=False).returncode
+        command = ["python", "-m", "pytest", "-v", "--durations=0", "-W", "ignore"]
+        return subprocess.run(
+            [*command, *(wanted or application.tests)],
+            cwd=folder,
+            env=variables(environment, [*application.stand_ins, *beside]),
+            check=False,
+        ).returncode
 
 
 if __name__ == "__main__":
