@@ -1,14 +1,14 @@
 """Pretraining steps per second: the simulator in "fast" numerics against Hugging Face's BERT, interleaved.
 
-    python bench/simulator_speed.py [--models tiny mini base-128 base-512] [--rounds 3] [--every-setting]
+    python bench/simulator_speed.py [--models tiny mini base-128 base-512] [--rounds 3] [--settings fp32 ...]
 
 Each side is a process of its own, which takes a few steps when its turn comes, so that what else runs on the
 machine meets both alike.  A step is forward and backward of 16 sequences (base: 8, or 2 of 512 tokens),
 hidden dropout 0.1, attention dropout 0; the simulator's includes its SGD update.  Both sides get the same
 malloc settings in "tuned", and what a user gets without thinking in "default".  Hugging Face's side is its
-quickest setting: float32, bf16 autocast, sequences one by one; with --every-setting also torch.compile, and
-all of these together.  Ratios of medians are printed, of wall time and of CPU time; on a busy machine the
-second is the steadier one.
+quickest setting: float32, bf16 autocast, sequences one by one; --settings names others, such as those of
+torch.compile, which take long to start.  Ratios of medians are printed, of wall time and of CPU time; on a
+busy machine the second is the steadier one.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ ASKED: dict[tuple[str, str], float] = {
 """Ratio asked for, by model and malloc; without a choice these are measured."""
 
 USUAL_SETTINGS = ["fp32", "bf16", "fp32-one-by-one"]
-EVERY_SETTING = [
+SETTINGS = [
     dtype + compiled + batches
     for compiled in ("", "-compiled") for dtype in ("fp32", "bf16") for batches in ("", "-one-by-one")
 ]  # fmt: skip
 
 
 def hugging_face_step(work: Workload, setting: str) -> Step:
-    """Forward and backward of Hugging Face's BertForPreTraining; setting: one of EVERY_SETTING."""
+    """Forward and backward of Hugging Face's BertForPreTraining; setting: one of SETTINGS."""
     import torch
     from transformers import BertConfig, BertForPreTraining
 
@@ -160,21 +160,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument(
-        "--every-setting",
-        action="store_true",
-        help="also torch.compile for Hugging Face's model (slow to start)",
+        "--settings", nargs="+", choices=SETTINGS, default=USUAL_SETTINGS, help="of Hugging Face's side"
     )
     parser.add_argument("--worker", nargs=2, metavar=("MODEL", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         work_for_parent(*args.worker, args.threads)
         return
-    settings = EVERY_SETTING if args.every_setting else USUAL_SETTINGS
     print("| model | malloc | asked | wall ratio | CPU ratio | sequences/s | seconds per step: wall (CPU) |")
     print("|---|---|---|---|---|---|---|")
     for name in args.models:
         for allocator in args.allocators or [malloc for model, malloc in ASKED if model == name]:
-            compare(name, allocator, args.rounds, args.threads, settings)
+            compare(name, allocator, args.rounds, args.threads, args.settings)
 
 
 if __name__ == "__main__":
