@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType, TracebackType
 
 from .installation import install
+from .params import params_from_environment
 
 _USAGE = """usage: bert-ipu-simulator SCRIPT [ARGS]         (- is standard input)
        bert-ipu-simulator -m MODULE [ARGS]
@@ -45,7 +46,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         refusal = _no_script(what)
         if refusal:
             return _refuse(refusal)
-    install()
+    try:
+        install()
+        params_from_environment()
+    except ValueError as error:  # Of a variable of the environment.
+        return _refuse(str(error))
     _reach_child_processes()
     sys.argv = argv[1:] if is_module else [what, *argv[2:]] if is_code else argv
     in_folder = is_module or is_code or what == "-"
@@ -94,7 +99,11 @@ def _no_module(name: str) -> str:
         if not f"{name}.".startswith(f"{error.name}."):
             raise
         spec = None
-    return "" if spec is not None else f"There is no module {name!r}: give its dotted name, as in -m package.module."
+    return (
+        ""
+        if spec is not None
+        else f"There is no module {name!r}: give its dotted name, as in -m package.module."
+    )
 
 
 def _run_source(source: str | bytes, name: str) -> None:

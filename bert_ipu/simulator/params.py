@@ -72,12 +72,15 @@ def params_from_environment(variable: str = "BERT_IPU_SIMULATOR") -> SimulatorPa
     text = os.environ.get(variable, "")
     fields = {field.name: field for field in dataclasses.fields(SimulatorParams)}
     values: dict[str, object] = {}
-    for entry in filter(None, text.split(",")):
-        name, _, value = entry.partition("=")
-        if name not in fields:
-            raise ValueError(f"{variable} names {name!r}; known are {', '.join(fields)}")
-        values[name] = _parse(value, fields[name].default)
-    return dataclasses.replace(SimulatorParams(), **values)  # type: ignore[arg-type]
+    try:
+        for entry in filter(None, text.split(",")):
+            name, _, value = entry.partition("=")
+            if name not in fields:
+                raise ValueError(f"{name!r} is none of {', '.join(fields)}")
+            values[name] = _parse(value, fields[name].default)
+        return dataclasses.replace(SimulatorParams(), **values)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise ValueError(f"The environment has {variable}={text}: {error}.") from error
 
 
 def _parse(text: str, default: object) -> object:

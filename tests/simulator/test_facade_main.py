@@ -79,6 +79,26 @@ def test_nothing_to_run_is_named(
     sys.modules.pop("folder", None)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("size=2", "'size' is none of numerics,"),
+        ("numerics=x", "choose one of ipu, fast"),
+        ("threads=a", "'a'"),
+    ],
+)
+def test_a_wrong_environment_is_said_before_the_program_starts(
+    value: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It was found when a model was compiled, which may be hours later."""
+    program = tmp_path / "program.py"
+    program.write_text("raise SystemExit('started')")
+    monkeypatch.setenv("BERT_IPU_SIMULATOR", value)
+    assert main([str(program)]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"The environment has BERT_IPU_SIMULATOR={value}: ") and said in message
+
+
 @pytest.mark.parametrize("program", ["raise KeyError('mine')", "def f(:"])
 def test_errors_of_a_program_are_shown_as_python_shows_them(program: str, tmp_path: Path) -> None:
     (tmp_path / "broken.py").write_text(program)

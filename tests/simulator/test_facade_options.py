@@ -156,3 +156,14 @@ def test_the_state_of_every_option_is_listed(group: str) -> None:
     prefix = _GROUPS[group]
     missing = [n for n in names if n not in _NO_OPTIONS and not {prefix + n, f"{prefix}*"} & listed]
     assert names and not missing
+
+
+@pytest.mark.parametrize("text", ["", "options.json", "[4]", "4"])
+def test_options_that_are_no_json_object_name_their_source(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSONDecodeError, as of `json.loads`, which PopTorch calls, or ValueError, its base."""
+    monkeypatch.setenv("POPTORCH_DEFAULT_OPTIONS", text)
+    with pytest.raises(ValueError, match="takes a JSON object such as") as error:
+        poptorch.Options()
+    assert "POPTORCH_DEFAULT_OPTIONS" in error.value.__notes__[0]

@@ -141,11 +141,23 @@ class Options(OptionsDict):
         if cache:
             logger.info("POPTORCH_CACHE_DIR: executables are cached in %s", cache)
             self.enableExecutableCaching(cache)
-        self.from_json(os.environ.get("POPTORCH_DEFAULT_OPTIONS", "{}"))
+        try:
+            self.from_json(os.environ.get("POPTORCH_DEFAULT_OPTIONS", "{}"))
+        except Exception as error:
+            error.add_note("It comes from the environment variable POPTORCH_DEFAULT_OPTIONS.")
+            raise
 
     def from_json(self, string: str) -> Options:
         """Call the option methods that a JSON object names: {"Training.gradientAccumulation": 4}."""
-        for option, value in json.loads(string).items():
+        example = '{"Training.gradientAccumulation": 4}'
+        try:
+            calls = json.loads(string)
+        except json.JSONDecodeError as error:
+            said = f"Options.from_json takes a JSON object such as {example}: {error.msg}"
+            raise json.JSONDecodeError(said, error.doc, error.pos) from error
+        if not isinstance(calls, dict):
+            raise ValueError(f"Options.from_json takes a JSON object such as {example}, not {string}")
+        for option, value in calls.items():
             method: Any = self
             for attribute in option.split("."):
                 method = getattr(method, attribute)
