@@ -70,17 +70,17 @@ void multiply_chunk(const uint32_t *a, const uint16_t *b, int64_t depth,
     a += kRows;
     b += kColumns;
   }
+  // By way of memory: widening what is loaded leaves the shuffle unit, which
+  // also multiplies, alone.
+  alignas(64) uint16_t halves[2 * kRows * 32];
 #pragma GCC unroll 24
-  for (int part = 0; part < 2 * kRows; ++part) {
-    const __m512i both = _mm512_castph_si512(sums[part / 2][part % 2]);
-    const __m512 low =
-        _mm512_cvtxph_ps(_mm256_castsi256_ph(_mm512_castsi512_si256(both)));
-    const __m512 high = _mm512_cvtxph_ps(
-        _mm256_castsi256_ph(_mm512_extracti64x4_epi64(both, 1)));
-    float *target = tile + part * 32;
-    _mm512_store_ps(target, _mm512_add_ps(_mm512_load_ps(target), low));
-    _mm512_store_ps(target + 16,
-                    _mm512_add_ps(_mm512_load_ps(target + 16), high));
+  for (int part = 0; part < 2 * kRows; ++part)
+    _mm512_store_ph(halves + part * 32, sums[part / 2][part % 2]);
+  asm volatile("" ::: "memory"); // or the compiler would keep to registers
+  for (int at = 0; at < 2 * kRows * 32; at += kLanes) {
+    const __m512 sum = _mm512_cvtxph_ps(_mm256_castsi256_ph(_mm256_load_si256(
+        reinterpret_cast<const __m256i *>(halves + at))));
+    _mm512_store_ps(tile + at, _mm512_add_ps(_mm512_load_ps(tile + at), sum));
   }
 }
 

@@ -13,7 +13,7 @@
 
 namespace bert_ipu {
 
-constexpr int64_t kRows = 12, kColumns = 64, kChunk = 64, kLanes = 16;
+constexpr int64_t kRows = 12, kColumns = 64, kChunk = 128, kLanes = 16;
 constexpr int64_t kStrip = 8;      // groups of lanes packed side by side
 constexpr int64_t kAheadRows = 16; // fetched early: they may be pages apart
 constexpr int64_t kStripRows = kStrip * kRows, kStripColumns = kStrip * kLanes;
