@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import sys
+import time
 import types
 import unittest
 from collections import defaultdict
@@ -244,6 +245,23 @@ def test_layers_in_float32_normalise_float16(
         torch.testing.assert_close(loss.float(), expected.detach(), rtol=2e-2, atol=0.0)
     for ours, value in zip(model.parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.float(), value, rtol=2e-2, atol=5e-3)
+
+
+def test_waiting_does_not_decide_whether_bf16_is_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when other instances of a job start at the same time: some would take bf16, and others not."""
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip("this CPU has no bf16 instructions whose speed is measured")
+    product, threads = torch.mm, torch.get_num_threads()
+
+    def held_up(left: Tensor, right: Tensor) -> Tensor:
+        if left.dtype == torch.float32:
+            time.sleep(0.05)
+        return product(left, right)
+
+    quiet = numerics._bf16_speed_up.__wrapped__()
+    monkeypatch.setattr(torch, "mm", held_up)
+    assert numerics._bf16_speed_up.__wrapped__() < 2 * quiet
+    assert torch.get_num_threads() == threads
 
 
 class _Rounded(nn.Module):
