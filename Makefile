@@ -43,7 +43,7 @@ test-cuda: setup  ## the simulator on a GPU, against plain torch on the CPU
 	BERT_IPU_SIMULATOR=device=cuda BERT_IPU_TEST_GPU=real $(PY) -m pytest --timeout 1800 \
 		tests/simulator/test_runtime_cuda.py tests/simulator/test_equals_torch.py tests/simulator/test_poprun_training.py
 
-bench: setup  ## the simulator's numbers of docs/results.md, in some ten minutes on an idle machine
+bench: setup  ## the simulator's numbers of docs/results.md, in some half an hour on an idle machine
 	$(PY) bench/simulator_optimizer.py
 	$(PY) bench/simulator_share.py
 	$(PY) bench/simulator_fidelity.py
