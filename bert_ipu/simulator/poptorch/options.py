@@ -139,7 +139,7 @@ class Options(OptionsDict):
         )
         cache = os.environ.get("POPTORCH_CACHE_DIR", "")
         if cache:
-            logger.info("POPTORCH_CACHE_DIR: executables are cached in %s", cache)
+            logger.debug("POPTORCH_CACHE_DIR: executables are cached in %s", cache)
             self.enableExecutableCaching(cache)
         try:
             self.from_json(os.environ.get("POPTORCH_DEFAULT_OPTIONS", "{}"))
