@@ -78,8 +78,8 @@ void multiply_chunk(const uint32_t *a, const uint16_t *b, int64_t depth,
     _mm512_store_ph(halves + part * 32, sums[part / 2][part % 2]);
   asm volatile("" ::: "memory"); // or the compiler would keep to registers
   for (int at = 0; at < 2 * kRows * 32; at += kLanes) {
-    const __m512 sum = _mm512_cvtxph_ps(_mm256_castsi256_ph(_mm256_load_si256(
-        reinterpret_cast<const __m256i *>(halves + at))));
+    const __m512 sum = _mm512_cvtxph_ps(_mm256_castsi256_ph(
+        _mm256_load_si256(reinterpret_cast<const __m256i *>(halves + at))));
     _mm512_store_ps(tile + at, _mm512_add_ps(_mm512_load_ps(tile + at), sum));
   }
 }
