@@ -48,7 +48,9 @@ def variables(
     )
     return {
         **os.environ,
-        "PATH": f"{environment / 'bin'}{os.pathsep}{os.environ['PATH']}",
+        "PATH": os.pathsep.join(
+            (str(environment / "bin"), str(Path(sys.executable).parent), os.environ["PATH"])
+        ),
         "PYTHONPATH": os.pathsep.join(map(str, paths)),
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-TRAINING = {"MNIST": 4_000, "FashionMNIST": 1_500, "CIFAR10": 2_000}
+TRAINING = {"MNIST": 4_000, "FashionMNIST": 8_000, "CIFAR10": 2_000}
 """Images to train on: as few as the programs that read them make do with."""
-TEST = 1_000
+TEST = 4_000
 _CLASSES = 10
 
 
