@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -11,6 +12,18 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 SHIMS = HERE / "shims"
+
+
+def parser_of_places(description: str | None, repository: str) -> argparse.ArgumentParser:
+    """A parser of where a repository's clone is, and where the virtual environment goes."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clone", type=Path, required=True, help=f"a clone of {repository}")
+    parser.add_argument(
+        "--environment", type=Path, required=True, help="a folder for the virtual environment"
+    )
+    return parser
 
 
 def make_environment(environment: Path, requirements: Path = HERE / "requirements.txt") -> None:

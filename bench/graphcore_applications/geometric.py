@@ -10,7 +10,6 @@ torch_cluster, are not: tests that want one fail or are skipped.  Arguments that
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clones import unpack
-from environment import SHIMS, install_beside, make_environment, variables
+from environment import SHIMS, install_beside, make_environment, parser_of_places, variables
 
 PACKAGES = ("pyg-nightly==2.4.0.dev20230613", "pytest-benchmark==4.0.0", "py-cpuinfo==9.0.0")
 TESTS = ("gnn/nn", "gnn/ops", "gnn/test_fixed_size_options.py", "gnn/test_masker.py", "gnn/test_encoding.py")
@@ -27,13 +26,7 @@ TESTS = ("gnn/nn", "gnn/ops", "gnn/test_fixed_size_options.py", "gnn/test_masker
 
 def main() -> int:
     """Runs the tests; pytest's status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clone", type=Path, required=True, help="a clone of graphcore/poptorch")
-    parser.add_argument(
-        "--environment", type=Path, required=True, help="a folder for the virtual environment"
-    )
+    parser = parser_of_places(__doc__, "graphcore/poptorch")
     arguments, wanted = parser.parse_known_args()
     environment = arguments.environment.resolve()
     make_environment(environment)

@@ -11,7 +11,6 @@ folder of the clone with the tests to run as arguments for pytest.  The tutorial
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,7 +20,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clones import unpack
-from environment import SHIMS, install_beside, make_environment, variables
+from environment import SHIMS, install_beside, make_environment, parser_of_places, variables
 
 
 @dataclass(frozen=True)
@@ -61,13 +60,7 @@ APPLICATIONS = {
 
 def main() -> int:
     """Runs the tests; pytest's status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clone", type=Path, required=True, help="a clone of graphcore/examples")
-    parser.add_argument(
-        "--environment", type=Path, required=True, help="a folder for the virtual environment"
-    )
+    parser = parser_of_places(__doc__, "graphcore/examples")
     parser.add_argument(
         "--application", default="bert", help=f"{', '.join(APPLICATIONS)} or a folder of the clone"
     )

@@ -11,7 +11,6 @@ path.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
@@ -24,7 +23,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clones import unpack
-from environment import install_beside, make_environment, variables
+from environment import install_beside, make_environment, parser_of_places, variables
 from made_images import write_datasets
 
 PACKAGES = (
@@ -189,13 +188,7 @@ def run_all(folder: Path, names: list[str], environment: dict[str, str], timeout
 
 def main() -> int:
     """Runs the programs, prints the table, and returns 1 where one fails that should run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clone", type=Path, required=True, help="a clone of graphcore/examples")
-    parser.add_argument(
-        "--environment", type=Path, required=True, help="a folder for the virtual environment"
-    )
+    parser = parser_of_places(__doc__, "graphcore/examples")
     parser.add_argument("--timeout", type=float, default=1200, help="seconds for a program")
     parser.add_argument("names", nargs="*", help="only programs with one of these in their path or arguments")
     arguments = parser.parse_args()

@@ -9,7 +9,6 @@ the packages of `requirements.txt` and the torch of this interpreter.  Runs ever
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "graphcore_applicat
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from clones import unpack
-from environment import install_beside, make_environment, variables
+from environment import install_beside, make_environment, parser_of_places, variables
 
 HERE = Path(__file__).resolve().parent
 WITHOUT_TORCH = (
@@ -36,13 +35,7 @@ TESTS = ("test_trainer.py", "test_trainer_seq2seq.py", "test_ipu_configuration.p
 
 def main() -> int:
     """The status of the models' table, or pytest's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clone", type=Path, required=True, help="a clone of huggingface/optimum-graphcore")
-    parser.add_argument(
-        "--environment", type=Path, required=True, help="a folder for the virtual environment"
-    )
+    parser = parser_of_places(__doc__, "huggingface/optimum-graphcore")
     parser.add_argument("--tests", action="store_true", help="run the library's own tests")
     arguments, others = parser.parse_known_args()
     environment = arguments.environment.resolve()
